@@ -1,12 +1,12 @@
 """Events: times at which a function of the solution crosses zero.
 
 If the function has different signs at the two ends of an accepted step, its zero is searched on the interpolant of the
-step. Two zeros inside one step are therefore missed; set ``max_step`` where that matters.
+step. Two zeros inside one step are therefore missed; set ``max_step`` if that matters.
 
-The derivatives of an event follow from the implicit function theorem. Where g(t*, y(t*)) = 0,
-dt* = -dg / (dg/dt + <dg/dy, f>), with dg the change of g at fixed t*, through the state and the parameters of g; the
-state there changes by dy* = dy(t*) + f dt* (Chen, Amos & Nickel 2021, Learning neural event functions for ordinary
-differential equations, section 3).
+The derivatives of an event follow from the implicit function theorem. If g(t*, y(t*)) = 0, then
+dt* = -dg / (dg/dt + <dg/dy, f>). Here dg is the change of g at fixed t*, which comes from the state and the parameters
+of g. The state y* = y(t*) of the event changes by dy* = dy(t*) + f dt* (Chen, Amos & Nickel 2021, Learning neural event
+functions for ordinary differential equations, section 3).
 """
 
 import inspect
@@ -25,23 +25,23 @@ from odebench.ode.problem import InitialValueProblem
 from odebench.ode.solution import EventHits
 from odebench.ode.torch_func import needs_derivative, transform_active
 
-# theta at which a function that is exactly zero at the start of a step is evaluated for its sign.
+# If a function is exactly zero at the start of a step, its sign is taken at this theta instead.
 THETA_AFTER_START = 2.0**-10
 
 
 @dataclass(frozen=True)
 class Event:
-    """A function whose zeros along the solution are searched for.
+    """A function whose zeros along the solution are to be found.
 
-    It is evaluated at the ends of every step. A zero is where its sign changes, or where it is exactly zero at the end
-    of a step. A function that starts at zero has no zero there, and NaN has no sign.
+    It is evaluated at the ends of every step. It has a zero where its sign changes, and where it is exactly zero at the
+    end of a step. If it is zero at the start of the solve, this is not a zero. NaN has no sign.
 
-    function: event(t, y, *args) -> a tensor of floats or booleans, with the arguments that f gets. A tensor of several
-        elements counts as several functions, any of which may cross zero. True counts as 1 and False as -1: the time
-        of a change is found, but has no gradient.
-    terminal: whether its first zero ends the solve.
-    direction: +1 finds rising zeros only (False to True), -1 falling ones, 0 both. Rising means in the direction of the
-        solve: in a solve backward in time, growing while t falls.
+    function: event(t, y, *args), which gets the arguments of f and returns a tensor of floats or booleans. A tensor of
+        several elements stands for several functions, any of which may cross zero. True counts as 1 and False as -1:
+        the time of a change is found, but has no gradient.
+    terminal: whether the first zero ends the solve.
+    direction: +1 finds only rising zeros (False to True), -1 only falling zeros, 0 both. Rising means in the direction
+        of the solve: in a solve backward in time, the function grows while t falls.
     """
 
     function: Callable[..., Tensor]
@@ -57,7 +57,7 @@ class Event:
 
 @dataclass(frozen=True)
 class ZeroCrossing:
-    """A zero of element ``element`` of event number ``index`` inside a step, at t + theta h."""
+    """A zero in a step, at t + theta h: that of element ``element`` of event number ``index``."""
 
     theta: float
     index: int
@@ -66,8 +66,10 @@ class ZeroCrossing:
 
 @dataclass(frozen=True)
 class EventHit:
-    """A zero of element ``element`` of event number ``index`` at ``time``, with the state in row ``row`` of the
-    result's states."""
+    """A zero at the time ``time``: that of element ``element`` of event number ``index``.
+
+    row: the index of the state at this time in ``IntegrationResult.states``.
+    """
 
     index: int
     element: int
@@ -76,7 +78,7 @@ class EventHit:
 
 
 class EventDetector:
-    """Finds the zeros of event functions in the accepted steps, which must come in order."""
+    """Find the zeros of event functions in the accepted steps, which must be given in order."""
 
     def __init__(self, events: Sequence[Event], problem: InitialValueProblem) -> None:
         self.events = tuple(events)
@@ -89,7 +91,7 @@ class EventDetector:
     def from_argument(
         cls, event: Event | Sequence[Event] | Callable[..., Tensor] | None, problem: InitialValueProblem
     ) -> "EventDetector | None":
-        """The detector for the ``event`` argument of ``solve``; None for None."""
+        """Make the detector for the ``event`` argument of ``solve``; return None if no event is given."""
         if event is None:
             return None
         events = event if isinstance(event, Sequence) else [event]
@@ -100,7 +102,7 @@ class EventDetector:
 
     @torch.no_grad()
     def detect(self, interpolant: Interpolant, t_next: float, y_next: Tensor) -> tuple[list[ZeroCrossing], bool]:
-        """The zeros inside one step in order of time, and whether the last one ends the solve."""
+        """Return the zeros in one step in the order of time, and whether the last one ends the solve."""
         before = self._evaluate(interpolant.t, interpolant.y) if self._values is None else self._values
         after = self._values = self._evaluate(t_next, y_next)
         found = []
@@ -116,10 +118,11 @@ class EventDetector:
         return found, False
 
     def collect(self, hits: Sequence[EventHit], states: Tensor) -> tuple[EventHits, ...]:
-        """The hits of each event function with states in the user's structure, differentiable.
+        """Return the times and states of the zeros of each event function, differentiable.
 
-        states: [R, N], with the graph of the gradient mode. Each hit costs one evaluation of the field if the event
-        function gets a gradient.
+        hits: the zeros. states: the states [R, N], with the graph of the gradient mode.
+
+        If the event function gets a gradient, each zero takes one evaluation of the field.
         """
         problem = self._problem
         like = problem.t.detach() if problem.t.is_floating_point() else problem.t.double()
@@ -134,7 +137,10 @@ class EventDetector:
     def _find_crossing(
         self, interpolant: Interpolant, which: tuple[int, int], start: float, end: float
     ) -> float | None:
-        """theta of a zero in a step, from the values at its ends; None if the sign does not change as wanted."""
+        """Return theta of a zero in a step; None if the sign does not change in the direction of the event.
+
+        which: the event number and the element. start, end: the values at both ends of the step.
+        """
         index, element = which
         first = 0.0
 
@@ -150,13 +156,13 @@ class EventDetector:
             return None
         if end == 0:
             return 1.0
-        # theta resolves no more than the rounding of the state and of the time.
+        # theta cannot be more accurate than the rounding of the state and of the time.
         size = max(abs(interpolant.t), abs(interpolant.t + interpolant.h))
         resolution = max(torch.finfo(self._problem.time_dtype).eps, math.ulp(size) / abs(interpolant.h))
         return find_zero(value, (first, start), (1.0, end), 2 * resolution)
 
     def _evaluate(self, t: float, y: Tensor) -> list[float]:
-        """The elements of all event functions in one list. Synchronises with the device once."""
+        """Return the elements of all event functions in one list. Synchronises with the device once."""
         values = [self._call(index, t, y) for index in range(len(self.events))]
         functions = [(index, element) for index, value in enumerate(values) for element in range(len(value))]
         if self._functions not in (None, functions):
@@ -165,7 +171,7 @@ class EventDetector:
         return torch.cat(values).tolist()
 
     def _call(self, index: int, t: float, y: Tensor) -> Tensor:
-        """The elements [E] of an event function at t and y [N]."""
+        """Return the elements [E] of an event function at t and y [N]."""
         (time,) = self._problem.time_tensors([t])
         return self._elements(index, time, y)
 
@@ -174,7 +180,10 @@ class EventDetector:
         return as_signed(value).reshape(-1)
 
     def _attach_gradient(self, hit: EventHit, y: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """t*, a tensor like ``like``, and y* [N] with their gradients; y: [N] the state at fixed t*."""
+        """Return the time t* and the state y* [N] of a zero, with their gradients.
+
+        y: the state [N] at fixed t*. like: a tensor with the dtype and device of t*.
+        """
         time = like.new_tensor(hit.time)
         if not torch.is_grad_enabled():
             return time, y
@@ -182,12 +191,12 @@ class EventDetector:
         if not needs_derivative(g):
             return time, y
         slope, f = self._total_derivative(hit, y.detach())
-        # If g only touches zero, dg/dt is 0 and the derivative infinite; the value must stay finite.
+        # If g only touches zero, its slope is 0 and the derivative of t* infinite; the value must stay finite.
         shift = first_derivative_only(-(g - g.detach()).to(time) / (slope or torch.finfo(time.dtype).tiny))
         return time + shift, y + shift.to(y.device, y.real.dtype) * f
 
     def _total_derivative(self, hit: EventHit, y: Tensor) -> tuple[float, Tensor]:
-        """dg/dt + <dg/dy, f> along the solution, and f [N]."""
+        """Return dg/dt + <dg/dy, f>, the slope of g along the solution, and f [N]."""
         (time,) = self._problem.time_tensors([hit.time])
         with torch.no_grad():
             f = self._problem(time, y)
@@ -200,7 +209,7 @@ class EventDetector:
 
 
 def partial_derivatives(g: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Tensor) -> Sequence[Tensor] | None:
-    """dg/dt and dg/dy of an event function, in the shapes of t and y; None if it depends on neither."""
+    """Return dg/dt and dg/dy of an event function, in the shapes of t and y; None if g depends on neither."""
     if transform_active():
         return torch.func.grad(lambda *at: g(*at).sum(), argnums=(0, 1))(t, y)
     with torch.enable_grad():
@@ -212,7 +221,10 @@ def partial_derivatives(g: Callable[[Tensor, Tensor], Tensor], t: Tensor, y: Ten
 
 
 def as_event(event: Any, args: Sequence[Any]) -> Event:
-    """The ``Event`` of a function. Raises TypeError if it does not take the args of the solve."""
+    """Return an ``Event`` for a function, or an ``Event`` unchanged.
+
+    Raises TypeError if the function does not take the args of the solve.
+    """
     event = event if isinstance(event, Event) else Event(event)
     if not args:
         return event
@@ -231,9 +243,9 @@ def as_event(event: Any, args: Sequence[Any]) -> Event:
 
 
 def as_signed(value: Any) -> Tensor:
-    """The value of an event function, as a real tensor whose sign changes at an event: True as 1, False as -1.
+    """Convert the value of an event function to a real tensor whose sign changes at an event.
 
-    Raises TypeError for other values, and for integers, which may stay zero.
+    True becomes 1 and False becomes -1. Raises TypeError for other values, and for integers, which may stay zero.
     """
     if isinstance(value, Tensor):
         if value.is_floating_point():
@@ -250,11 +262,13 @@ def as_signed(value: Any) -> Tensor:
 def find_zero(
     value: Callable[[float], float], start: tuple[float, float], end: tuple[float, float], tolerance: float
 ) -> float:
-    """Find where a function changes sign between two points, each given with its value, to within ``tolerance``.
+    """Find the point between ``start`` and ``end`` where a function changes its sign, to within ``tolerance``.
+
+    start, end: each a point and the value of the function there.
 
     Chandrupatla 1997, A new hybrid quadratic/bisection algorithm for finding the zero of a nonlinear function without
-    using derivatives: inverse quadratic interpolation where that is safe, else bisection. A jump through zero is found
-    too. NaN counts as having the sign at the end.
+    using derivatives. It uses inverse quadratic interpolation if that is safe, otherwise bisection. A jump through zero
+    is found as well. NaN counts as a value with the sign at ``end``.
     """
     (a, fa), (b, fb) = end, start
     fraction = 0.5

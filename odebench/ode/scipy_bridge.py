@@ -18,18 +18,18 @@ SOLVERS_WITH_MIN_STEP = ("LSODA", "vode_adams")
 
 
 class NonFiniteError(ArithmeticError):
-    """f is NaN or infinite: SciPy's solvers would not end, or report another failure."""
+    """The error of an f that is NaN or infinite. Without it, SciPy's solvers would not end, or report another error."""
 
 
 def solve_span(
     method: SciPyMethod, field: Any, y: Tensor, times: list[float], plan: SolvePlan, stats: Stats
 ) -> tuple[Tensor, SolveOutcome, float]:
-    """The states [T, N] at the times, how the solve ended, and its last step size.
+    """Return the states [T, N] at the times, how the solve ended, and the last step size.
 
-    SciPy's norm, controller and first step replace those of the plan, and there are no observers; max_steps counts
-    accepted steps, since SciPy does not report rejected ones.
+    SciPy's norm, controller and first step replace those of the plan, and steps are not observed. ``max_steps`` limits
+    the number of accepted steps, since SciPy does not report rejected steps.
 
-    Raises ValueError for options that the solver lacks, and if a gradient would have to pass through it.
+    Raises ValueError for options that the solver lacks, and if a gradient would have to pass through the solver.
     """
     _check_options(method, y, plan)
     if not y.numel():
@@ -84,13 +84,16 @@ def _no_gradient(method: SciPyMethod) -> str:
 
 
 class _FieldAdapter:
-    """Converts f and states between tensors like y [N] and float64 arrays [N], or [2N] for complex y."""
+    """Convert f and states between the tensors of a solve and SciPy's arrays.
+
+    y: a state [N], whose dtype and device the tensors have. The arrays are float64 [N], or [2N] for a complex state.
+    """
 
     def __init__(self, method: SciPyMethod, field: Any, y: Tensor) -> None:
         self._method, self._field, self._y = method, field, y
 
     def __call__(self, t: float, y: np.ndarray) -> np.ndarray:
-        """dy/dt; raises NonFiniteError, and ValueError if it requires grad."""
+        """Return dy/dt. Raises NonFiniteError if it is not finite, and ValueError if it requires grad."""
         (time,) = self._field.time_tensors([float(t)])
         rate = self._field(time, self.state(y), True)
         if rate.requires_grad and torch.is_grad_enabled():
@@ -113,7 +116,7 @@ class _FieldAdapter:
         return torch.view_as_complex(state.view(-1, 2)) if self._y.is_complex() else state
 
     def tolerance(self, tolerance: float | Tensor) -> float | np.ndarray:
-        """Convert a tolerance of the state, a number or [N], to one of the array."""
+        """Convert a tolerance of the state, which is a number or [N], to a tolerance of the array."""
         if isinstance(tolerance, float):
             return tolerance
         array = tolerance.detach().to("cpu", torch.float64).numpy()
@@ -121,7 +124,7 @@ class _FieldAdapter:
 
 
 def _make_solver(method: SciPyMethod, adapter: _FieldAdapter, y: Tensor, times: list[float], plan: SolvePlan) -> Any:
-    """Make the solver at the first time."""
+    """Make SciPy's solver, which starts at the first time."""
     from scipy import integrate
 
     assert plan.tolerance is not None
@@ -139,7 +142,7 @@ def _make_solver(method: SciPyMethod, adapter: _FieldAdapter, y: Tensor, times: 
 
 
 def _outputs_in_step(solver: Any, adapter: _FieldAdapter, remaining: list[float]) -> list[Tensor]:
-    """The states at the remaining output times that the last step has passed."""
+    """Return the states at those of the remaining output times that the last step has reached."""
     direction = math.copysign(1.0, solver.t - solver.t_old)
     reached = [time for time in remaining if (time - solver.t) * direction <= 0]
     interpolate = None if reached in ([], [solver.t]) else solver.dense_output()
@@ -151,7 +154,7 @@ def _outputs_in_step(solver: Any, adapter: _FieldAdapter, remaining: list[float]
 class _VodeAdams:
     """VODE's Adams method with functional iteration, with the interface of SciPy's newer solvers.
 
-    It stores 16 states and no matrix, and does not step beyond the end.
+    It stores 16 states and no matrix, and does not step beyond the last time.
 
     Brown, Byrne & Hindmarsh 1989, VODE: a variable-coefficient ODE solver.
     """
@@ -184,7 +187,7 @@ class _VodeAdams:
 
     def step(self) -> None:
         """Take one step and set ``status``."""
-        # VODE's task 5: one step, not beyond the time in rwork[0].
+        # Task 5 of VODE: take one step, but not beyond the time in rwork[0].
         y, t = self._run(5, self._bound)
         if not self._vode.success:
             self.status = "failed"
@@ -193,7 +196,7 @@ class _VodeAdams:
         self.status = "finished" if t == self._bound else "running"
 
     def dense_output(self) -> Any:
-        """A function from a time inside the last step to the state, interpolated by VODE."""
+        """Return a function from a time inside the last step to the state, which VODE interpolates."""
         return lambda t: self._run(1, t)[0].copy()
 
     def _run(self, task: int, t: float) -> tuple[np.ndarray, float]:
@@ -204,7 +207,10 @@ class _VodeAdams:
         return y, t
 
     def _call(self, t: float, y: np.ndarray) -> np.ndarray:
-        """Evaluate f; ``_run`` raises its exception, since VODE of SciPy 1.17 continues to evaluate after an error."""
+        """Evaluate f, and keep its exception for ``_run`` to raise.
+
+        VODE of SciPy 1.17 continues to evaluate f after an error.
+        """
         if self._raised is None:
             try:
                 return self._fun(t, y)

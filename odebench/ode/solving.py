@@ -61,39 +61,41 @@ def solve(
 ) -> Solution:
     """Solve dy/dt = f(t, y, *args), y(t[0]) = y0.
 
-    f: called with a scalar tensor t, the state y and args; returns the structure, shapes and dtype of y. Time
-        comes in the state's dtype (float32 for half precision).
-    y0: a tensor of any shape, or tuples, lists and dicts of tensors of one dtype and device; complex states are
-        solved as they are, states of half precision in float32, where only f sees half precision.
-    t: [T] two or more times, strictly increasing or decreasing; a tensor that requires grad gets the gradient of the
-        exact solution, dL/dt_i = <dL/dy_i, f(t_i, y_i)>, with f held constant. Backprop over fixed steps
-        gives that of the discrete solve, whose grid moves with t; see ``grid_moves`` for exceptions. Then f gets t with
-        a graph: ``t.numpy()`` raises an error, and ``t.item()`` loses df/dt without one.
-    args: may contain tuples, lists and dicts; the tensors in them get gradients.
-    method: a name from ``METHODS`` or a method's description, such as a ``Tableau``.
-    rtol, atol: a step is accepted when the root mean square of error / (atol + rtol max(|y0|, |y1|)) is at
-        most 1; numbers, or y0's structure with tensors that broadcast to y0's. Step sizes are not differentiated.
-    steps, step_size: fixed steps instead: this number over the whole span, or steps of at most this size; each
-        interval between two times is divided evenly. A method without error estimate needs one of them.
-    first_step: size of the first adaptive step; by default estimated, at the cost of one evaluation.
-    min_step, max_step: bounds of an adaptive step; one of min_step is accepted whatever its error.
-    max_steps: attempted steps of one solve.
-    controller: of the step size: "integral", "pi", "pid" or a ``Controller``. PI control is slightly more
-        accurate over many steps; in a short solve it increases the step size more slowly.
-    step_t, jump_t: times that a step must end at; at those of jump_t f jumps and is evaluated on both sides.
-    stepping: "shared" steps the whole state at once. "per_sample" gives each row of the state, whose tensors are
-        [B, ...], its own steps; see ``odebench.ode.per_sample``.
-    event: one or several ``Event``, or a function event(t, y, *args) whose zero, or change from False to True or back,
-        ends the solve; found in each step where its sign changes, so that two zeros inside one step are missed:
-        ``max_step`` bounds the steps. States at times after a terminal event are NaN.
-    dense: keep the solution at all times, as ``Solution.dense``.
-    gradient: "backprop", "adjoint", ... (``GRADIENTS``), or one of the classes of ``odebench.ode.gradients`` with its
-        options.
-    group: processes of torch.distributed that each solve an equal share of the rows: the error is measured over
-        all rows, so that all take the same steps as one process with all rows. Explicit methods with shared steps.
-    compile: compile with torch.compile; worth it for small vector fields that are solved many times. "step" or True
-        compiles the step, "solve" the whole loop; see docs/compiling.md.
-    throw: raise SolveError if the solve fails; False returns the states that were reached, with the status.
+    f: a function of a scalar tensor t, the state y and args. It returns dy/dt in the structure, shapes and dtype of y.
+        Times have the dtype of the state (float32 for half precision).
+    y0: a tensor of any shape, or tuples, lists and dicts of tensors of one dtype and device. The state may be complex.
+        A state of half precision is solved in float32, and only f gets half precision.
+    t: two or more times [T], strictly increasing or decreasing. A tensor that requires grad gets the gradient of the
+        exact solution, dL/dt_i = <dL/dy_i, f(t_i, y_i)>, with f held constant. With backprop and fixed steps, it gets
+        the gradient of the discrete solve, whose grid moves with t; see ``grid_moves`` for exceptions. In this case f
+        gets t with a graph: ``t.numpy()`` raises an error, and ``t.item()`` loses df/dt without an error.
+    args: further arguments of f, which may contain tuples, lists and dicts. The tensors in them get gradients.
+    method: a name from ``METHODS``, or the description of a method, such as a ``Tableau``.
+    rtol, atol: the tolerance of adaptive steps, as numbers, or in the structure of y0 with tensors that broadcast to
+        those of y0. A step from y0 to y1 is accepted if the root mean square of error / (atol + rtol max(|y0|, |y1|))
+        is at most 1. Step sizes are not differentiated.
+    steps, step_size: give one of them for fixed steps: the number of steps over the whole span, or the largest step
+        size. Each interval between two times is divided evenly. A method without error estimate needs one of them.
+    first_step: the size of the first adaptive step; by default it is estimated, which takes one evaluation.
+    min_step, max_step: the bounds of an adaptive step size. A step of size min_step is accepted whatever its error.
+    max_steps: the largest number of attempted steps.
+    controller: how adaptive step sizes are chosen: "integral", "pi", "pid" or a ``Controller``. PI control is slightly
+        more accurate over many steps; in a short solve it increases the step size more slowly.
+    step_t, jump_t: times that a step must end at. At those of jump_t, f jumps and is evaluated on both sides.
+    stepping: "shared" takes the same steps for the whole state. "per_sample" gives each row of the state, whose tensors
+        are [B, ...], its own steps; see ``odebench.ode.per_sample``.
+    event: one or several ``Event``, or a function event(t, y, *args) that ends the solve where it crosses zero, or
+        changes between False and True. Two zeros inside one step are missed; ``max_step`` bounds the steps. States at
+        times after a terminal event are NaN.
+    dense: whether to keep the solution at all times, as ``Solution.dense``.
+    gradient: a name from ``GRADIENTS``, such as "backprop" or "adjoint", or one of the classes of
+        ``odebench.ode.gradients`` with its options.
+    group: processes of torch.distributed that each solve an equal share of the rows. The error is measured over all
+        rows, so that all processes take the steps that one process with all rows would take. For explicit methods with
+        shared steps only.
+    compile: whether to use torch.compile, which is worth it for small vector fields that are solved many times. "step"
+        or True compiles the step, "solve" the whole loop; see docs/compiling.md.
+    throw: True raises SolveError if the solve fails; False returns the states that were reached, with the status.
 
     Returns a Solution; ``y`` has the structure of y0, each tensor [T, *its shape].
 
@@ -162,7 +164,7 @@ def finish(
     detector: EventDetector | None,
     result: IntegrationResult,
 ) -> Solution:
-    """The solution from what the gradient mode integrated, with the gradient with respect to the other times."""
+    """Make the solution from the result of the gradient mode; add the gradient with respect to the other times."""
     states, outcome = result.states, result.outcome
     events = detector.collect(result.hits, states) if detector else ()
     if result.hits:
@@ -181,7 +183,7 @@ def finish(
 
 
 def _check_transforms(problem: InitialValueProblem, plan: SolvePlan, mode: GradientMode) -> None:
-    """Raises ValueError for solves that would lose derivatives under ``torch.func`` or forward-mode differentiation."""
+    """Raise ValueError if the solve would lose derivatives under ``torch.func`` or forward-mode differentiation."""
     method = plan.method
     if isinstance(method, ImplicitTableau | Rosenbrock | SciPyMethod):
         raise ValueError(
@@ -194,7 +196,7 @@ def _check_transforms(problem: InitialValueProblem, plan: SolvePlan, mode: Gradi
         )
     check_mode_under_transform(mode.name)
     with torch.no_grad():
-        # One more evaluation: f may have the batch in its closure only.
+        # Evaluate f once more: it may capture a batched tensor in its closure.
         rate = problem.evaluate(problem.time_tensors(problem.times[:1])[0], problem.y0, problem.args)
     if not (under_vmap(problem.y0) or under_vmap(rate)):
         return
@@ -213,7 +215,7 @@ def _check_transforms(problem: InitialValueProblem, plan: SolvePlan, mode: Gradi
 def check_combination(
     problem: InitialValueProblem | RowProblem, plan: SolvePlan, mode: GradientMode, event: bool
 ) -> None:
-    """Raise ValueError for choices that exclude each other. event: whether there is one."""
+    """Raise ValueError if choices exclude each other; event: whether the solve has an event."""
     adjoint_method = getattr(mode, "method", None)
     combination = Combination(
         method=plan.method,
@@ -242,12 +244,12 @@ def check_combination(
 
 
 def _spell(argument: str, value: str) -> str:
-    """A choice as Python code."""
+    """Return a choice as Python code, such as method='dopri5'."""
     return f"{argument}={value if value.replace('.', '').isdigit() else repr(value)}"
 
 
 def _as_compile(value: Any) -> bool | Literal["solve"]:
-    """The argument ``compile``, where "step" is True."""
+    """Check the argument ``compile`` and return it, with True for "step"."""
     if value in ("step", "solve"):
         return "solve" if value == "solve" else True
     if not isinstance(value, bool):
@@ -281,7 +283,7 @@ def find_gradient_mode(gradient: str | GradientMode) -> GradientMode:
 def _with_fixed_steps(
     plan: SolvePlan, steps: int | None, step_size: float | None, problem: InitialValueProblem | RowProblem
 ) -> SolvePlan:
-    """The plan with fixed steps, if ``steps`` or ``step_size`` is given."""
+    """Return the plan, with fixed steps if ``steps`` or ``step_size`` is given."""
     if steps is not None and step_size is not None:
         raise ValueError("give steps or step_size, not both")
     if steps is None and step_size is None:
@@ -297,10 +299,10 @@ def _with_fixed_steps(
         count = as_positive_integer("steps", steps)
         size = span / count
         grid = grid_with_num_steps(count) if isinstance(problem, RowProblem) else even_grid(size)
-    # Check before making such a grid; 1.001 allows for rounding.
+    # Check before making a grid that would be too large; 1.001 allows for rounding.
     if span > 1.001 * size * plan.max_steps:
         raise TooManyStepsError(
-            f"{span / size:.6g} steps are more than max_steps={plan.max_steps}; take larger ones, or raise it"
+            f"{span / size:.6g} steps are more than max_steps={plan.max_steps}; take larger steps, or raise max_steps"
         )
     method = plan.method.for_fixed_steps()
     return dataclasses.replace(plan, method=method, tolerance=None, grid=grid, corners=corners_at_times)

@@ -1,7 +1,7 @@
 """The backward solve of ``odeint_adjoint``: the continuous adjoint with torchdiffeq's norms, options and callbacks.
 
-The equations are those of ``odebench.ode.gradients.adjoint``. Only the choice of step sizes differs: errors here are
-absolute, not relative to the size of the gradient, so that tolerances mean the same as in torchdiffeq.
+The equations are those of ``odebench.ode.gradients.adjoint``. Only the choice of step sizes differs: errors are
+absolute here, not relative to the size of the gradient, so that tolerances have the same meaning as in torchdiffeq.
 """
 
 import dataclasses
@@ -33,16 +33,22 @@ from odebench.ode.solution import SolveError, Status
 from odebench.ode.torchdiffeq_options import DropInCall, find_callbacks, make_plan, max_rms
 
 BackwardUnpacker = Callable[[Tensor], tuple[Tensor, ...]]
-"""From a backward state [2N + P] to the tuple that torchdiffeq's norms and callbacks get: the gradient of t, y, its
-adjoint, and the gradients of parameters."""
+"""A function from a backward state [2N + P] to the tuple that torchdiffeq's norms and callbacks get.
+
+This tuple holds the gradient of t, the state y, the adjoint of y, and the gradients of parameters.
+"""
 
 HINT = "name it in adjoint_params=(...), or use odeint"
 
 
 def find_parameters(problem: InitialValueProblem, func: Any, given: Iterable[Tensor] | None) -> CapturedTensors:
-    """The tensors ``given``, else the parameters of func and the leaf tensors it uses at the first time.
+    """Find the tensors that get gradients besides y0 and t.
 
-    Warns if a module uses a tensor that was computed outside of it; raises ValueError if another func does.
+    given: the tensors that the user named. If it is None, they are the parameters of func and the leaf tensors that
+        func uses at the first time.
+
+    If func uses a tensor that was computed outside of it, this function warns if func is a module; otherwise it raises
+    ValueError.
     """
     if given is not None:
         named = list(given) if isinstance(given, Iterable) else [given]
@@ -70,19 +76,22 @@ def find_parameters(problem: InitialValueProblem, func: Any, given: Iterable[Ten
 
 
 def backward_unpacker(problem: InitialValueProblem, parameters: Sequence[Tensor], single: bool) -> BackwardUnpacker:
-    """Unpacks a backward state as torchdiffeq does; y keeps its shape if ``single``, and is flat for a tuple."""
+    """Make a function that unpacks a backward state as torchdiffeq does.
+
+    single: whether the user's state is one tensor. If so, y has its shape; the state of a tuple is flat.
+    """
     n = len(problem.y0)
     shape = problem.shapes[0] if single else (n,)
 
     def unpack(z: Tensor) -> tuple[Tensor, ...]:
-        # The gradient of t is no part of our backward state.
+        # The gradient of t is not part of this backward state.
         return z.new_zeros(()), z[:n].view(shape), z[n : 2 * n].view(shape), *unpack_gradients(z[2 * n :], parameters)
 
     return unpack
 
 
 def backward_norm(call: DropInCall, parameters: Sequence[Tensor], norm: Any) -> Norm:
-    """The norm of the backward error. norm: the user's function, "seminorm" or None."""
+    """Make the norm of the error in the backward solve; norm: the user's function, "seminorm" or None."""
     problem, single = call.problem, call.num_tensors is None
     n, sizes = len(problem.y0), [packed_size(parameter, problem.y0) for parameter in parameters]
     if callable(norm):
@@ -107,10 +116,11 @@ def backward_norm(call: DropInCall, parameters: Sequence[Tensor], norm: Any) -> 
 def backward_tolerance(
     forward: float | Tensor, given: Any, name: str, problem: InitialValueProblem, parameters: Sequence[Tensor]
 ) -> float | Tensor:
-    """The tolerance of the backward state: a number, or one per element.
+    """Return the tolerance of the backward solve: a number, or one number for each element of the backward state.
 
-    forward: that of the forward solve, the default; parameters get its smallest element.
-    given: a number, or one per entry of the tuple that norms get.
+    forward: the tolerance of the forward solve, used if ``given`` is None. Parameters then get its smallest element.
+    given: the user's tolerance: a number, or one tolerance for each entry of the tuple that norm functions get.
+    name: the name of the argument, for messages.
     """
     if given is None:
         if isinstance(forward, float):
@@ -127,7 +137,12 @@ def backward_tolerance(
 
 @dataclasses.dataclass(frozen=True)
 class BackwardArguments:
-    """The arguments of ``odeint_adjoint`` for the backward solve; None stands for those of the forward solve."""
+    """The arguments of ``odeint_adjoint`` for the backward solve.
+
+    rtol, atol: None takes the tolerance of the forward solve.
+    method: None stands for dopri5.
+    parameters: the tensors that get gradients besides y0 and t; None finds them.
+    """
 
     rtol: Any
     atol: Any
@@ -137,7 +152,7 @@ class BackwardArguments:
 
 
 def make_adjoint(call: DropInCall, arguments: BackwardArguments, error: type[SolveError]) -> "DropInAdjoint":
-    """The gradient mode of a call; ``error`` is raised when its backward solve fails."""
+    """Make the gradient mode of a call; error: the exception to raise if the backward solve fails."""
     problem, single, norm = call.problem, call.num_tensors is None, arguments.options.get("norm")
     found = find_parameters(problem, call.func, arguments.parameters)
     parameters = [parameter for parameter in found.parameters if parameter.requires_grad]
@@ -172,13 +187,13 @@ def make_adjoint(call: DropInCall, arguments: BackwardArguments, error: type[Sol
 
 @dataclasses.dataclass(frozen=True)
 class DropInAdjoint:
-    """A gradient mode: the continuous adjoint by its own plan.
+    """The gradient mode of ``odeint_adjoint``: the continuous adjoint, with a given plan.
 
-    plan: of the backward solve.
-    captured: the tensors that get gradients.
-    observers: of the backward steps.
-    error: the exception of a failed backward solve.
-    quadrature: how the gradients of parameters are integrated, if they are no part of the backward state.
+    plan: the plan of the backward solve.
+    captured: the tensors that get gradients besides y0 and t.
+    observers: the observers of the backward steps.
+    error: the exception to raise if the backward solve fails.
+    quadrature: how the gradients of parameters are integrated; None if they are part of the backward state.
     """
 
     plan: SolvePlan
@@ -190,14 +205,14 @@ class DropInAdjoint:
     name = "adjoint"
 
     def integrate(self, solve: ForwardSolve) -> IntegrationResult:
-        """The states at the problem's times, and how the solve ended."""
+        """Solve; return the states at the problem's times, and how the solve ended."""
         backward_solve = functools.partial(self._backward_solve, solve.problem, solve.plan)
         return run_with_backward(AdjointSolve, solve, self.captured, backward_solve)
 
     def _backward_solve(
         self, problem: InitialValueProblem, plan: SolvePlan, result: IntegrationResult
     ) -> BackwardSolve:
-        # SciPy's methods start anew with order 1.
+        # Other methods, such as SciPy's, start every interval anew with order 1.
         warm_start = self.plan.first_step is None and isinstance(self.plan.method, Tableau)
         backward_plan, step_sizes = self.plan, problem.stats.step_sizes
         if warm_start and step_sizes and self.plan.method == plan.method:
@@ -211,6 +226,6 @@ class DropInAdjoint:
             warm_start=warm_start,
             observers=self.observers,
             hint=HINT,
-            # Fixed steps that end in NaN have a gradient of NaN.
+            # If fixed steps end in NaN, the gradient is NaN.
             error=None if self.plan.tolerance is None else self.error,
         )

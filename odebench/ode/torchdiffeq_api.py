@@ -3,25 +3,27 @@
 R. T. Q. Chen, torchdiffeq 0.2.5, 2018-2024. ``odebench.ode.solve`` offers more: statistics, a status,
 arguments of f that get gradients, dictionaries of tensors as states, dense output.
 
-Differences:
+Differences from torchdiffeq:
 
-- The last step ends at the last time instead of overshooting it, and the backward solve starts each interval with the
-  last step size of the one before: smaller errors, fewer evaluations.
+- The last step ends at the last time instead of overshooting it. The backward solve starts each interval with the last
+  step size of the interval that it solved before. Both give smaller errors with fewer evaluations.
 - ``adaptive_heun`` and ``fehlberg2`` take more evaluations: torchdiffeq starts each of their steps with the last stage
-  of the step before, which is not the slope there. ``dopri8`` takes three more for a step with output times inside it.
+  of the step before, which is not the slope at that point. ``dopri8`` takes three more evaluations for a step with
+  output times inside it.
 - ``explicit_adams`` and ``implicit_adams`` have the right coefficients on uneven grids.
-- torchdiffeq differentiates its steps with respect to times. Here that holds for fixed steps without events and without
-  ``interp="cubic"`` inside the steps of Adams methods; otherwise the gradient is the exact solution's, at one
-  evaluation per time. An output time at the end of a step moves along that step; torchdiffeq's linear interpolation
-  has a gradient of 0 there. The points of a ``grid_constructor`` move by their graph, its ends with those of t.
-- The backward solve has no equation for times: a user's norm gets a zero in its place.
-- Event times are exact to round-off, parameters of the event function get gradients, and a function that is zero at the
+- torchdiffeq differentiates its steps with respect to times. Here this holds only for fixed steps without events, and
+  not if ``interp="cubic"`` interpolates inside the steps of Adams methods. In other cases the gradient is that of the
+  exact solution, which takes one evaluation per time. An output time at the end of a step moves along this step, while
+  torchdiffeq's linear interpolation has a gradient of 0 at this time. The points of a ``grid_constructor`` move as
+  their graph says, and its first and last point move with those of t.
+- The backward solve has no equation for times: a user's norm gets a zero in the place of their gradient.
+- Event times are exact up to round-off. Parameters of the event function get gradients. A function that is zero at the
   start does not end the solve.
-- ``max_num_steps`` bounds the steps of all intervals together, at ``max_num_steps`` times their number.
-- Adjoint callbacks get the true time in solves that run backward, too.
-- A field that changes y in place raises an error; BatchNorm, dropout and other noise cause a warning, as does a tensor
-  whose gradient ``odeint_adjoint`` would lose.
-- ``scipy_solver`` has no events; ``options["dtype"]`` has no effect, as times are Python floats.
+- ``max_num_steps`` limits the steps of all intervals together, to ``max_num_steps`` times the number of intervals.
+- Adjoint callbacks get the true time, also in solves that run backward in time.
+- A field that changes y in place raises an error. BatchNorm, dropout and other noise cause a warning, and so does a
+  tensor whose gradient ``odeint_adjoint`` would lose.
+- ``scipy_solver`` has no events. ``options["dtype"]`` has no effect, since times are Python floats.
 """
 
 import dataclasses
@@ -48,7 +50,7 @@ MAX_EVENT_STEPS = 20_000
 
 
 class OdeintError(SolveError, AssertionError):
-    """A solve of ``odeint`` or ``odeint_adjoint`` that failed; torchdiffeq raised an AssertionError."""
+    """The error of ``odeint`` and ``odeint_adjoint`` if a solve fails; torchdiffeq raises an AssertionError."""
 
 
 def odeint(
@@ -64,24 +66,26 @@ def odeint(
 ) -> Any:
     """Solve dy/dt = func(t, y), y(t[0]) = y0, with plain autograd through the steps.
 
-    func: takes t as a scalar tensor of the state's dtype and y as y0 is.
-    y0: a tensor of any shape, or a tuple of them.
-    t: [T] times, strictly increasing or decreasing; may require a gradient, see ``solve``.
-    rtol, atol: a step is accepted when the root mean square of error / (atol + rtol max(|y0|, |y1|)) is at most 1; of
-        a tuple, the largest over its tensors. Numbers, tensors that broadcast to y0, or one per tensor of the tuple.
-    method: a name from ``METHODS``; None is dopri5.
+    func: a function of t, a scalar tensor of the state's dtype, and y, which has the structure of y0.
+    y0: a tensor of any shape, or a tuple of tensors.
+    t: the times [T], strictly increasing or decreasing. They may require a gradient; see ``solve``.
+    rtol, atol: the tolerance of adaptive steps: numbers, tensors that broadcast to y0, or one of them for each tensor
+        of a tuple. A step from y0 to y1 is accepted if the root mean square of error / (atol + rtol max(|y0|, |y1|)) is
+        at most 1. For a tuple, this is the largest root mean square of its tensors.
+    method: a name from ``METHODS``; None stands for dopri5.
     options: for adaptive methods ``norm min_step max_step first_step step_t jump_t safety ifactor dfactor
         max_num_steps dtype``, for the others ``step_size grid_constructor interp perturb`` and for multistep methods
         ``max_order max_iters``. By default, fixed steps go from each time of t to the next.
-    event_fn: event_fn(t, y) whose zero ends the solve; only the start and the direction of t then matter.
+    event_fn: a function event_fn(t, y) whose zero ends the solve. Then only the first time and the direction of t
+        matter.
 
-    Attributes ``callback_step``, ``callback_accept_step`` and ``callback_reject_step`` of func, if any, are called
-    with (t, y, dt) at every step tried, accepted and rejected.
+    If func has attributes ``callback_step``, ``callback_accept_step`` and ``callback_reject_step``, they are called
+    with (t, y, dt) for every step that is tried, accepted and rejected, respectively.
 
-    Returns the states [T, *shape], a tuple of them if y0 is one; with ``event_fn`` the event's time and the states
-    [2, *shape] at the start and at the event.
+    Returns the states [T, *shape], or a tuple of them if y0 is a tuple. With ``event_fn``, returns the time of the
+    event, and the states [2, *shape] at the first time and at the event.
 
-    Raises ValueError or TypeError for invalid arguments, OdeintError for an adaptive solve that fails.
+    Raises ValueError or TypeError for invalid arguments, and OdeintError if an adaptive solve fails.
     """
     if _has_one_time(t, event_fn):
         return pytree.tree_map(lambda part: part.unsqueeze(0), y0)
@@ -107,17 +111,21 @@ def odeint_adjoint(
     adjoint_options: dict[str, Any] | None = None,
     adjoint_params: Iterable[Tensor] | None = None,
 ) -> Any:
-    """``odeint`` with the gradient of the continuous adjoint: memory does not grow with the number of steps.
+    """Solve like ``odeint``, with the gradient of the continuous adjoint.
 
-    adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options: of the backward solve; by default those of the
-        forward solve, except its norm.
-    adjoint_options["norm"]: of the backward error: by default the largest norm among y, its adjoint and the gradient of
-        every parameter; "seminorm" leaves the parameters out; a function gets the tuple (t, y, adjoint of y,
-        *gradients of parameters).
-    adjoint_params: the tensors that get gradients besides y0 and t; by default the parameters of func and every other
-        leaf tensor that it uses. Callbacks of the backward solve have names that end in ``_adjoint``.
+    Memory does not grow with the number of steps.
 
-    Raises the errors of ``odeint``, also from the backward pass.
+    adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options: the tolerance, method and options of the backward
+        solve; by default those of the forward solve, except for its norm.
+    adjoint_options["norm"]: the norm of the error in the backward solve. By default, it is the largest norm of y, of
+        its adjoint and of the gradient of any parameter. "seminorm" leaves the parameters out. A function gets the
+        tuple (t, y, adjoint of y, *gradients of parameters).
+    adjoint_params: the tensors that get gradients besides y0 and t. By default, these are the parameters of func and
+        every other leaf tensor that it uses.
+
+    The callbacks of the backward solve are those attributes of func whose names end in ``_adjoint``.
+
+    Raises the errors of ``odeint``, also in the backward pass.
     """
     if adjoint_method not in (None, method) and options is not None and adjoint_options is None:
         raise ValueError(
@@ -149,14 +157,17 @@ def odeint_event(
     odeint_interface: Callable[..., Any] = odeint,
     **kwargs: Any,
 ) -> tuple[Tensor, Any]:
-    """Solve from y0 at t0 until event_fn(t, y) changes its sign, forward in time or, with ``reverse_time``, backward.
+    """Solve from y0 at t0 until event_fn(t, y) changes its sign.
 
-    event_fn: a tensor of several elements counts as several functions; the first zero ends the solve.
-    odeint_interface: ``odeint`` or ``odeint_adjoint``, called with ``kwargs`` too.
+    event_fn: a function that returns a tensor. Several elements stand for several functions, and the first zero of any
+        of them ends the solve.
+    reverse_time: whether to solve backward in time.
+    odeint_interface: ``odeint`` or ``odeint_adjoint``.
+    kwargs: further arguments for odeint_interface.
 
-    Returns the event's time and the states [2, *shape] at t0 and at the event; time and state have gradients with
-    respect to y0, t0 and the parameters of func and of event_fn (Chen, Amos & Nickel 2021, Learning neural event
-    functions for ordinary differential equations, section 3).
+    Returns the time of the event and the states [2, *shape] at t0 and at the event. The time and the state of the event
+    have gradients with respect to y0, t0 and the parameters of func and event_fn (Chen, Amos & Nickel 2021, Learning
+    neural event functions for ordinary differential equations, section 3).
 
     Raises the errors of odeint_interface.
     """
@@ -176,12 +187,12 @@ def _has_one_time(t: Tensor, event_fn: Any) -> bool:
 def _solve_call(
     call: DropInCall, mode: GradientMode, event_fn: Callable[..., Tensor] | None, options: dict[str, Any] | None
 ) -> Any:
-    """Solve and return what ``odeint`` returns; raises OdeintError."""
+    """Solve, and return what ``odeint`` returns. Raises OdeintError if the solve fails."""
     observers = find_callbacks(call.func, call.plan, call.problem.unflatten, call.t.dtype)
     if event_fn is not None:
         return _solve_until_event(call, mode, observers, event_fn, options)
     solution = _solve(call, mode, observers)
-    # Fixed steps that end in NaN return it, as torchdiffeq does.
+    # If fixed steps end in NaN, return it, as torchdiffeq does.
     returned = {Status.success} if call.plan.tolerance is not None else {Status.success, Status.non_finite}
     if solution.status not in returned:
         raise OdeintError(solution.outcome, solution)
@@ -203,7 +214,7 @@ def _solve_until_event(
     event_fn: Callable[..., Tensor],
     options: dict[str, Any] | None,
 ) -> tuple[Tensor, Any]:
-    """The event's time, and the states at the start and at the event."""
+    """Return the time of the event, and the states at the first time and at the event."""
     problem = call.problem
     start, direction = problem.times[0], math.copysign(1.0, problem.times[1] - problem.times[0])
     longest = math.inf

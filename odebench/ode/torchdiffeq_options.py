@@ -1,4 +1,4 @@
-"""From torchdiffeq's arguments to the solver's: a problem, a plan, and an observer for callbacks."""
+"""Conversion of torchdiffeq's arguments to those of the solver: a problem, a plan, and an observer for callbacks."""
 
 import dataclasses
 import functools
@@ -31,7 +31,7 @@ from odebench.ode.plan import (
 from odebench.ode.problem import InitialValueProblem, check_state
 from odebench.ode.solving import check_plan
 
-# torchdiffeq takes fixed steps with these, whether or not there is an error estimate.
+# torchdiffeq takes fixed steps with these methods, whether or not they have an error estimate here.
 FIXED_STEPS = frozenset(
     ["implicit_euler", "implicit_midpoint", "trapezoid", "radauIIA3", "radauIIA5", "gl4", "gl6", "sdirk2", "trbdf2"]
 )
@@ -41,11 +41,12 @@ CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
 
 @dataclasses.dataclass(frozen=True)
 class DropInCall:
-    """A call of ``odeint`` in the solver's terms.
+    """A call of ``odeint``, converted to the solver's terms.
 
-    func, y0, t: as given.
-    num_tensors: of a state that is a tuple; None for a single tensor.
-    user_norm: the user's norm of the state, if any; ``norm`` is made from it, or is the default.
+    func, y0, t: the arguments that the user gave.
+    num_tensors: the number of tensors in a state that is a tuple; None for a single tensor.
+    user_norm: the user's norm of the state; None if the user gave none.
+    norm: the error norm, made from ``user_norm``, or else the default.
     """
 
     func: Callable[..., Any]
@@ -70,7 +71,7 @@ def make_call(
     *,
     parameters_known: bool,
 ) -> DropInCall:
-    """The call; see ``make_problem`` and ``make_plan`` for its errors and warnings."""
+    """Convert the arguments of a call. ``make_problem`` and ``make_plan`` raise its errors and warnings."""
     problem = make_problem(func, y0, t, parameters_known=parameters_known)
     num_tensors = len(y0) if isinstance(y0, tuple) else None
     user_norm = check_options("options", options).get("norm")
@@ -82,7 +83,7 @@ def make_call(
 
 
 def check_options(name: str, options: Any) -> dict[str, Any]:
-    """Return the options. Raises TypeError unless they are a dictionary and its norm a function."""
+    """Return the options. Raises TypeError unless they are a dictionary, and the norm in it is a function."""
     if not isinstance(options or {}, dict):
         raise TypeError(f"{name} must be a dictionary, such as {{'step_size': 0.1}}, got {short_repr(options)}")
     norm = (options or {}).get("norm")
@@ -92,12 +93,13 @@ def check_options(name: str, options: Any) -> dict[str, Any]:
 
 
 def make_problem(func: Callable[..., Any], y0: Any, t: Any, *, parameters_known: bool) -> InitialValueProblem:
-    """The initial value problem of a call.
+    """Make the initial value problem of a call.
 
-    parameters_known: func uses no parameters except those of its module, or those that the user named.
+    parameters_known: True if no parameters of func have to be found, apart from those of a module or those that the
+        user named.
 
-    Warns of batch normalisation, dropout and other noise. Raises TypeError for a state that is neither a tensor nor
-    a tuple of them, and for times that are not a floating-point tensor, and the errors of ``InitialValueProblem``.
+    Warns about batch normalisation, dropout and other noise. Raises TypeError if the state is neither a tensor nor a
+    tuple of tensors, or if the times are not a floating-point tensor; and the errors of ``InitialValueProblem``.
     """
     if not isinstance(y0, Tensor | tuple):
         raise TypeError(f"y0 must be a torch.Tensor or a tuple of them, got {type(y0).__name__}")
@@ -105,7 +107,7 @@ def make_problem(func: Callable[..., Any], y0: Any, t: Any, *, parameters_known:
         kind = t.type() if isinstance(t, Tensor) else type(t).__name__
         raise TypeError(f"`t` must be a floating point Tensor but is a {kind}")
     if isinstance(y0, tuple) and all(isinstance(part, Tensor) for part in y0):
-        # torchdiffeq joins the tensors by torch.cat, which promotes dtypes.
+        # torchdiffeq joins the tensors with torch.cat, which promotes dtypes.
         dtype = functools.reduce(torch.promote_types, (part.dtype for part in y0))
         y0 = tuple(part.to(dtype) for part in y0)
     report_noise, buffered = warn_of_changing_layers(func)
@@ -120,8 +122,11 @@ def make_problem(func: Callable[..., Any], y0: Any, t: Any, *, parameters_known:
 
 
 class _CoercedField(nn.Module):
-    """func with the results that torchdiffeq accepts converted: another dtype, tensors of a tuple in another shape with
-    as many elements, a tensor of a shape that broadcasts to the state's."""
+    """A wrapper of func that converts those results that torchdiffeq accepts to the shapes and dtype of the state.
+
+    These are results of another dtype, tensors of a tuple in another shape with the same number of elements, and a
+    tensor whose shape broadcasts to that of the state.
+    """
 
     def __init__(self, func: Callable[..., Any], y0: Tensor | tuple[Tensor, ...]) -> None:
         super().__init__()
@@ -130,7 +135,7 @@ class _CoercedField(nn.Module):
         self._like = [(part.shape, part.dtype) for part in (y0 if isinstance(y0, tuple) else (y0,))]
 
     def forward(self, t: Tensor, y: Any) -> Any:
-        """dy/dt in the structure, shapes and dtype of y, if possible; InitialValueProblem raises for the rest."""
+        """Return dy/dt in the structure, shapes and dtype of y, if possible; else InitialValueProblem raises an error."""
         rate = self.func(t, y)
         if self._tuple:
             if len(rate) != len(self._like):
@@ -150,7 +155,7 @@ def _coerce(rate: Tensor, shape: torch.Size, dtype: torch.dtype, by_elements: bo
 
 
 def _broadcasts(small: torch.Size, large: torch.Size) -> bool:
-    """Whether ``small`` broadcasts to ``large``, which may have fewer dimensions: then the first are 1."""
+    """Return whether ``small`` broadcasts to ``large``, which may have fewer dimensions if the first ones are 1."""
     return all(s in (1, n) for s, n in itertools.zip_longest(reversed(small), reversed(large), fillvalue=1))
 
 
@@ -170,9 +175,9 @@ def _find_method(name: str | None, options: dict[str, Any]) -> Method:
 
 
 def flat_tolerance(problem: InitialValueProblem, tolerance: Any, name: str, num_tensors: int | None) -> float | Tensor:
-    """A tolerance as a number, or one per element of the state.
+    """Convert a tolerance to a number, or to one number for each element of the state.
 
-    num_tensors: of a state that is a tuple; None for a single tensor.
+    num_tensors: the number of tensors in a state that is a tuple; None for a single tensor.
     """
     if isinstance(tolerance, Tensor) and tolerance.requires_grad:
         raise ValueError(f"{name} cannot require gradient")
@@ -190,14 +195,14 @@ def flat_tolerance(problem: InitialValueProblem, tolerance: Any, name: str, num_
 
 
 def state_norm(problem: InitialValueProblem, norm: Callable[[Any], Any] | None, num_tensors: int | None) -> Norm:
-    """The user's norm of the state, or by default the root mean square; for a tuple, the largest over its tensors."""
+    """Make the error norm: the user's, or by default the root mean square (of a tuple, the largest of its tensors)."""
     if norm is not None:
         return lambda x: abs(float(norm(problem.unflatten(x))))
     return rms if num_tensors is None else max_rms([shape.numel() for shape in problem.shapes])
 
 
 def max_rms(sizes: list[int]) -> Norm:
-    """The largest root mean square over consecutive parts of the given sizes."""
+    """Make the norm that is the largest root mean square of consecutive parts of the given sizes."""
     divisors = [math.sqrt(max(size, 1)) for size in sizes]
 
     def norm(x: Tensor) -> float:
@@ -216,17 +221,19 @@ def make_plan(
     *,
     user_norm: bool,
 ) -> SolvePlan:
-    """The plan for a method's name and options.
+    """Make the plan for the name of a method and its options.
 
-    call_args: func, y0 and t.
-    tolerance, norm: of adaptive steps. user_norm: whether the norm is a user's function.
+    call_args: the tuple of func, y0 and t.
+    tolerance, norm: the tolerance and the error norm of adaptive steps.
+    user_norm: whether the norm is a user's function.
 
-    Warns of options that the method does not have. Raises ValueError for invalid ones.
+    Warns about options that the method does not have. Raises ValueError for invalid options.
     """
     options = {key: value for key, value in (options or {}).items() if key != "norm"}
     method = _find_method(name, options)
     if user_norm:
-        # With numbers, ScaledErrorNorm divides by rtol after the norm; a user's function need not be homogeneous.
+        # If rtol is a number, ScaledErrorNorm divides by it after taking the norm. This is wrong for a user's function,
+        # which need not be homogeneous.
         rtol, atol = (
             x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64)
             for x in (tolerance.rtol, tolerance.atol)
@@ -245,7 +252,7 @@ def make_plan(
 
 
 def _with_adaptive_options(plan: SolvePlan, options: dict[str, Any], t: Tensor) -> SolvePlan:
-    # Times are Python floats, on every device.
+    # It has no effect, since times are Python floats on every device.
     options.pop("dtype", None)
     first_step = options.pop("first_step", None)
     controller = Controller(
@@ -310,7 +317,7 @@ def _with_grid_options(
         assert plan.tolerance is not None
         method = _torchdiffeq_adams(method, options, plan.tolerance)
     if isinstance(method, ImplicitTableau):
-        # Newton's iteration stops by its convergence test.
+        # It has no effect, since Newton's iteration stops by its convergence test.
         options.pop("max_iters", None)
     return dataclasses.replace(
         plan,
@@ -325,7 +332,7 @@ def _with_grid_options(
 
 
 def _torchdiffeq_adams(method: FixedOrderAdams, options: dict[str, Any], tolerance: Tolerance) -> Method:
-    """The method with torchdiffeq's start, which increases the order at each step, and its iteration."""
+    """Return the method with torchdiffeq's iteration, and with its start, which increases the order at each step."""
     max_order = as_positive_integer("max_order", options.pop("max_order", HIGHEST_ORDER))
     max_iters = as_positive_integer("max_iters", options.pop("max_iters", 4))
     if max_order > HIGHEST_ORDER:
@@ -334,7 +341,7 @@ def _torchdiffeq_adams(method: FixedOrderAdams, options: dict[str, Any], toleran
         warnings.warn("max_order is below 4, so the solver reduces to `rk4`.", stacklevel=5)
         return METHODS["rk4"]
     rtol, atol = (float(torch.as_tensor(x).min()) for x in (tolerance.rtol, tolerance.atol))
-    # torchdiffeq counts the stored slopes and the one that an implicit step computes.
+    # max_order counts the stored slopes and the slope at the end of the step, which only an implicit step computes.
     order = max_order if method.implicit else max_order - 1
     return dataclasses.replace(
         method, order=order, start="growing", rtol=rtol, atol=atol, max_iters=max_iters, lenient=True
@@ -343,10 +350,11 @@ def _torchdiffeq_adams(method: FixedOrderAdams, options: dict[str, Any], toleran
 
 @dataclasses.dataclass(frozen=True)
 class CallbackObserver(Observer):
-    """An observer that calls the user's functions (t, y, dt) at steps, dt positive.
+    """An observer that calls the user's functions of (t, y, dt) at steps; dt is positive.
 
-    unflatten: from a flat state [N] to the state that the callbacks get.
-    dtype: of t and dt.
+    on_step, on_accept, on_reject: the functions for steps that are tried, accepted and rejected.
+    unflatten: a function from a flat state [N] to the state that the callbacks get.
+    dtype: the dtype of t and dt.
     """
 
     on_step: Callable[..., Any] | None
@@ -356,15 +364,15 @@ class CallbackObserver(Observer):
     dtype: torch.dtype
 
     def attempt(self, t: float, y: Tensor, h: float) -> None:
-        """A step is about to be tried."""
+        """Call ``on_step``, before the step is tried."""
         self._call(self.on_step, t, y, h)
 
     def accept(self, t: float, y: Tensor, h: float) -> None:
-        """The step just tried is accepted."""
+        """Call ``on_accept``."""
         self._call(self.on_accept, t, y, h)
 
     def reject(self, t: float, y: Tensor, h: float) -> None:
-        """The step just tried is repeated with a smaller size."""
+        """Call ``on_reject``."""
         self._call(self.on_reject, t, y, h)
 
     def _call(self, callback: Callable[..., Any] | None, t: float, y: Tensor, h: float) -> None:
@@ -376,7 +384,7 @@ class CallbackObserver(Observer):
 def find_callbacks(
     func: Any, plan: SolvePlan, unflatten: Callable[[Tensor], Any], time_dtype: torch.dtype, suffix: str = ""
 ) -> tuple[CallbackObserver, ...]:
-    """The observer that calls func's callbacks, if it has any; warns of callbacks that the method does not support."""
+    """Make the observer that calls func's callbacks, if any; warn about callbacks that the method does not support."""
     names = [name + suffix for name in CALLBACKS]
     found = {name: callback for name in names if (callback := getattr(func, name, None)) is not None}
     adaptive = plan.tolerance is not None
