@@ -135,7 +135,7 @@ class _CoercedField(nn.Module):
         self._like = [(part.shape, part.dtype) for part in (y0 if isinstance(y0, tuple) else (y0,))]
 
     def forward(self, t: Tensor, y: Any) -> Any:
-        """Return dy/dt in the structure, shapes and dtype of y, if possible; else InitialValueProblem raises an error."""
+        """Return dy/dt in the structure, shapes and dtype of y, if possible; InitialValueProblem refuses the rest."""
         rate = self.func(t, y)
         if self._tuple:
             if len(rate) != len(self._like):
