@@ -1,4 +1,4 @@
-"""The benchmark tables and their picture, for ``render_tables.py``.
+"""The benchmark tables for ``render_tables.py``, and their picture.
 
 python scripts/bench_tables.py         draw docs/pictures/speed.png from docs/results/bench_*.csv
 """
@@ -23,12 +23,12 @@ FAMILIES = list(MODES.values())
 
 
 def read(name: str) -> list[Row]:
-    """The rows of a committed benchmark, with numbers as numbers."""
+    """Read the rows of a committed benchmark, with numbers as numbers."""
     return report.read_csv(results.path_of(name))
 
 
 def bench_files(folder: Path | None = None) -> list[list[Row]]:
-    """The rows of each bench_*.csv in docs/results, or in another folder, those of bench_default first."""
+    """Read the rows of each bench_*.csv in docs/results, or in another folder; those of bench_default come first."""
     paths = sorted(
         (folder or results.RESULTS).glob("bench_*.csv"),
         key=lambda path: (not path.name.startswith("bench_default."), path.name),
@@ -37,7 +37,7 @@ def bench_files(folder: Path | None = None) -> list[list[Row]]:
 
 
 def bench_summary(rows: list[Row]) -> str:
-    """The shortest time of torchdiffeq over ours: a line for each default case, a column for each mode."""
+    """A table of torchdiffeq's shortest time divided by ours: a line for each default case, a column for each mode."""
     lines, used = [], []
     for case in DEFAULT_CASES:
         cells = []
@@ -45,7 +45,7 @@ def bench_summary(rows: list[Row]) -> str:
             mine = [row for row in rows if (row["work"], row["mode"], row["method"]) == (case, mode, "dopri5")]
             mine = [row for row in mine if row["tol"] == CASES[case].tol]
             ours = next((row for row in mine if row["library"] == "odebench" and not row["variant"]), None)
-            # The fastest of its variants.
+            # Each library's fastest variant.
             theirs = min(
                 (r for r in mine if r["library"] == "torchdiffeq"), key=lambda r: r["time_min_ms"], default=None
             )
@@ -60,9 +60,10 @@ def bench_summary(rows: list[Row]) -> str:
 
 
 def best_speeds(folder: Path | None = None) -> dict[tuple[str, str], dict[str, float]]:
-    """(family, library) -> case -> its best speed relative to torchdiffeq on the default cases, on one machine.
+    """(family, library) -> default case -> the library's best speed relative to torchdiffeq, on one machine.
 
-    By the shortest times. Eager times are those of the first file; others have them again beside compiled steps.
+    Speeds are ratios of the shortest times. Eager times are taken from the first file; files of compiled steps have
+    them again, for comparison.
     """
     found: dict[tuple[str, str], dict[str, float]] = {}
     for index, rows in enumerate(bench_files(folder)):
@@ -77,13 +78,13 @@ def best_speeds(folder: Path | None = None) -> dict[tuple[str, str], dict[str, f
 
 
 def library_of(row: Row) -> str:
-    """The library with its variant, such as "odebench compiled"; a norm of torchdiffeq is not another library."""
+    """The name of the library and its variant, such as "odebench compiled"; for torchdiffeq without the variant."""
     has_variant = row["variant"] and row["library"] != BASE
     return f"{row['library']} {row['variant']}" if has_variant else row["library"]
 
 
 def library_table() -> str:
-    """Each library's speed relative to torchdiffeq: a column for each mode, the range over cases and machines."""
+    """A table of each library's speed relative to torchdiffeq: one column per mode, ranges over cases and machines."""
     machines = [best_speeds(), best_speeds(results.RESULTS / results.OTHERS)]
     libraries = {library: None for found in machines for _, library in found if library != BASE}
     lines = []
@@ -96,7 +97,7 @@ def library_table() -> str:
 
 
 def stiff_table() -> str:
-    """The stiff cases: shortest time and error by library and method."""
+    """A table of the stiff cases: shortest time and error by library and method."""
     rows = read("bench_stiff")
     cases = list(dict.fromkeys(row["work"] for row in rows))
     found: dict[str, dict[str, str]] = {}
@@ -125,7 +126,7 @@ def speed_answer() -> str:
 
 
 def limits() -> str:
-    """Where odebench's faster options do not pay, in a list."""
+    """A list of the cases in which odebench or one of its options is slow."""
     mixed = {library_of(row): row for row in read("bench_mixed")}
     shared, separate = mixed["odebench"], mixed["odebench per_sample"]
     rows = f"{100 * separate['rows_forward'] / shared['rows_forward']:.0f} %"
@@ -153,7 +154,7 @@ def limits() -> str:
 
 
 def bench_measured_on(rows: list[Row]) -> str:
-    """When and where the rows were measured, and with which versions."""
+    """A sentence that says when and where the rows were measured, and with which versions."""
     versions = dict.fromkeys(f"{row['library']} {row['version']}" for row in rows)
     row = rows[0]
     where = f"{row['threads']} thread{'s' if row['threads'] > 1 else ''} of {row['cpu']}"
@@ -161,7 +162,7 @@ def bench_measured_on(rows: list[Row]) -> str:
 
 
 def mode_table(rows: list[Row]) -> str:
-    """Each gradient mode on the benchmark cases: shortest time, peak memory, error of the gradient."""
+    """A table of shortest time, peak memory and error of the gradient for each gradient mode on the benchmark cases."""
     found: dict[str, dict[str, str]] = {}
     for row in rows:
         if row["library"] == "odebench" and not row["variant"] and row["mode"] != "forward":
@@ -174,7 +175,7 @@ def mode_table(rows: list[Row]) -> str:
 
 
 def main() -> None:
-    """Draw the speed of all libraries relative to torchdiffeq, a panel for each mode."""
+    """Draw the speed of all libraries relative to torchdiffeq, with a panel for each mode."""
     panels: dict[str, dict[str, dict[str, float]]] = {}
     for (family, library), its in best_speeds().items():
         panels.setdefault(family, {})[library] = its

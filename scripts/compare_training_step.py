@@ -4,16 +4,16 @@
     python scripts/compare_training_step.py --model odenet --output steps.csv     also: cnf, latent_ode
     python scripts/results.py training_step steps.csv     (training_step_cnf, training_step_latent_ode)
 
-The models: odenet, MNIST (from data.root or $ODEBENCH_DATA, else the 5,000 images), batch 128, tol 1e-3; cnf, two
-circles, batch 512, tol 1e-5; latent_ode, all 1,000 spirals at all 100 times as one batch, tol 1e-5.
+The models are odenet on MNIST (from data.root or $ODEBENCH_DATA, else on 5,000 of its images), batch 128, tol 1e-3; cnf
+on two circles, batch 512, tol 1e-5; and latent_ode on all 1,000 spirals at all 100 times as one batch, tol 1e-5.
 
-Weights, batches, optimiser, tolerance, method and threads are the same; odebench's step is that of its trainer,
+Weights, batches, optimiser, tolerance, method and threads are the same. odebench's step is that of its trainer;
 torchdiffeq's is forward, backward, step (``torchdiffeq_models.py``). All run in one process in turns, so that a drift
 of the machine's speed affects all. Every turn starts from the weights that odebench has after --warmup steps and uses
 the same batches; all losses must agree. The numbers are the best and the median of the turns. No GPU is used.
 
-odebench is measured twice: with its default, where each solve searches its first step as in torchdiffeq, and with
-solver.first_step=warm, where each solve starts with the step size that the first error of the previous one allowed. The
+odebench is measured twice. With its default, each solve searches its first step, as in torchdiffeq. With
+solver.first_step=warm, each solve starts with the step size that the first error of the previous solve allowed. The
 speed of the field alone counts the evaluations of f, and the vector-Jacobian products in a backward solve.
 """
 
@@ -48,7 +48,7 @@ from odebench.training.loop import train_step
 from odebench.training.optim import build_optimizer
 
 FIRST_STEPS = {"search": "null", "warm": "warm"}
-# The losses may differ by this many tolerances, relatively.
+# The relative difference of losses may be this many tolerances.
 MAX_LOSS_DIFFERENCE = 100
 
 Batches = Callable[[int], Any]
@@ -56,14 +56,14 @@ Batches = Callable[[int], Any]
 
 @dataclass(frozen=True)
 class StepComparison:
-    """One model.
+    """A model to compare.
 
-    data, tol, words: settings of both libraries.
-    unit, batch_size: what a batch consists of, and how many.
+    data, tol, words: settings for both libraries.
+    unit, batch_size: what a batch consists of, and how many of these there are.
     gradients: name -> settings of odebench's gradient mode, and the gradient of torchdiffeq to compare with.
     torchdiffeq_model: the same model written with torchdiffeq.
-    field: the field of odebench's model that the solver evaluates.
-    batches: from a task to a function that gives the batch of an optimiser step.
+    field: a function that returns the field of odebench's model that the solver evaluates.
+    batches: a function from a task to a function that returns the batch of an optimiser step.
     """
 
     data: str
@@ -78,7 +78,7 @@ class StepComparison:
 
 
 def all_spirals(task: Any) -> Batches:
-    """The 1,000 spirals of all three splits at their common times, observed and predicted at the same points."""
+    """The 1,000 spirals of all three splits at their common times; inputs and targets are the same points."""
     parts = [split.inputs(torch.arange(len(split))) for split in task._splits.values()]
     values, mask = (torch.cat([getattr(part, name) for part in parts]) for name in ("values", "mask"))
     inputs = dataclasses.replace(parts[0], values=values, mask=mask, labels=None)
@@ -130,10 +130,10 @@ COMPARISONS = {
 
 @dataclass
 class TimedTraining:
-    """A training of one library with one gradient mode.
+    """A training by one library with one gradient mode.
 
-    step: takes optimiser step n; returns its loss, and its evaluations forward and backward.
-    losses, nfe: of the first step of each turn, and of all steps.
+    step: takes optimiser step n; returns its loss, and its forward and backward NFE.
+    losses: the losses of the first step of each turn. nfe: the NFE of all steps.
     """
 
     library: str
@@ -147,12 +147,12 @@ class TimedTraining:
 
     @property
     def name(self) -> str:
-        """Library, gradient mode and first step."""
+        """The names of library, gradient mode and first step."""
         return f"{self.library}, {self.gradient}, first step {self.first_step}"
 
 
 def odebench_training(comparison: StepComparison, settings: Settings, gradient: str, first_step: str) -> TimedTraining:
-    """The step of odebench's trainer."""
+    """Make a training with the step of odebench's trainer."""
     task = build(settings)
     task.batch = comparison.batches(task)
     training = TrainingState(settings, task)
@@ -166,7 +166,7 @@ def odebench_training(comparison: StepComparison, settings: Settings, gradient: 
 
 
 def torchdiffeq_training(comparison: StepComparison, settings: Settings, gradient: str) -> TimedTraining:
-    """Forward, backward, step, with torchdiffeq."""
+    """Make a training with torchdiffeq, whose step is forward, backward, step."""
     task = build(settings)
     batch = comparison.batches(task)
     model = comparison.torchdiffeq_model(task.model, settings.tol, gradient)
@@ -185,12 +185,12 @@ def torchdiffeq_training(comparison: StepComparison, settings: Settings, gradien
 
 
 def build(settings: Settings) -> Any:
-    """Build a task with the weights of the seed, after preparing the machine as the trainer does."""
+    """Build a task with the weights that the seed gives, after preparing the machine as the trainer does."""
     return build_task(settings, prepare_environment(settings))
 
 
 def all_trainings(model: str, words: list[str]) -> list[TimedTraining]:
-    """All trainings, those of odebench first."""
+    """Make all trainings, those of odebench first."""
     comparison = COMPARISONS[model]
     trainings = [
         odebench_training(
@@ -211,7 +211,11 @@ def settings_of(model: str, words: list[str]) -> Settings:
 
 
 def time_in_turns(trainings: list[TimedTraining], arguments: argparse.Namespace) -> dict[str, list[float]]:
-    """The seconds of each training's turns by its name, and of one evaluation of each library's field, by kind."""
+    """Time all trainings and the fields alone, in turns.
+
+    Returns the name of a training -> the seconds of its turns, and "LIBRARY KIND" -> the seconds of one evaluation of
+    that library's field.
+    """
     for number in range(arguments.warmup):
         trainings[0].step(number)
     weights = {name: tensor.clone() for name, tensor in trainings[0].model.state_dict().items()}
@@ -229,7 +233,7 @@ def time_in_turns(trainings: list[TimedTraining], arguments: argparse.Namespace)
     for training in trainings:
         with first_call(training.field) as call:
             turn(training)
-        turn(training)  # a compiled solve is compiled again without the hook
+        turn(training)  # without the hook, a compiled solve is compiled again
         training.losses.clear()
         training.nfe.clear()
         runs[training.name] = functools.partial(turn, training)
@@ -240,7 +244,7 @@ def time_in_turns(trainings: list[TimedTraining], arguments: argparse.Namespace)
 
 @contextlib.contextmanager
 def first_call(module: nn.Module) -> Iterator[list[Any]]:
-    """Time and state of a field's first evaluation in this block."""
+    """Yield a list that gets the arguments (t, state) of the module's first call in this block."""
     call: list[Any] = []
 
     def keep(module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -253,7 +257,7 @@ def first_call(module: nn.Module) -> Iterator[list[Any]]:
 
 
 def check_losses(trainings: list[TimedTraining], tol: float) -> None:
-    """Raises SystemExit unless the losses of all trainings agree."""
+    """Raise SystemExit unless the losses of all trainings agree."""
     losses = {training.name: statistics.mean(training.losses) for training in trainings}
     if max(losses.values()) - min(losses.values()) > MAX_LOSS_DIFFERENCE * tol * abs(statistics.mean(losses.values())):
         raise SystemExit(f"the losses differ by more than {MAX_LOSS_DIFFERENCE} tolerances: {losses}")
@@ -265,7 +269,7 @@ def row_of(
     times: dict[str, list[float]],
     arguments: argparse.Namespace,
 ) -> dict[str, Any]:
-    """One row of the CSV file."""
+    """Make one row of the CSV file."""
     seconds, done = times[training.name], comparison.batch_size * arguments.steps
     forward, backward = (statistics.mean(counts) for counts in zip(*training.nfe, strict=True))
     field_s = measure.field_seconds(times, training.library, forward, backward)
@@ -292,7 +296,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=COMPARISONS, required=True)
     parser.add_argument("--turns", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=1, help="optimiser steps a turn")
+    parser.add_argument("--steps", type=int, default=1, help="optimiser steps per turn")
     parser.add_argument("--warmup", type=int, default=50, help="optimiser steps before the first turn")
     parser.add_argument("--output", type=Path)
     parser.add_argument("overrides", nargs="*", help="further settings of both, such as data=mnist5k")

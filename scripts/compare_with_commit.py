@@ -2,10 +2,9 @@
 
     python scripts/compare_with_commit.py COMMIT [--keep FOLDER] [--only NAME ...]
 
-Both trees train the same tiny models from the same seed, on one CPU thread, once to the end and once to a SIGTERM.
-All files of a run must be equal, except times and other values that change from process to process
-(``IGNORED``). Then the current tree evaluates, resumes and reports runs that COMMIT made; its results must equal those
-of COMMIT.
+Both versions of the code ("trees") train the same tiny models from the same seed, on one CPU thread, once to the end
+and once until a SIGTERM. All files of a run must be equal, except times and other values that change from process to
+process (``IGNORED``). Then both trees evaluate, resume and report runs that COMMIT made, and the results must be equal.
 
 The script prints one line for each check and exits with 1 if anything differs. It uses nothing of odebench but the
 command line and the files of a run, so modules may move. All checks take about five minutes on two cores.
@@ -36,7 +35,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Every training takes six steps in two epochs; those that are stopped end after the fourth step.
+# Every training takes six steps in two epochs. Trainings that are stopped end after the fourth step.
 STOP_AFTER = 4
 INTERRUPTED = 75  # exit code of a run that a signal has stopped
 COMMON = "seed=1 device=cpu trainer.threads=1 trainer.log_every=1 eval_tol=1e-4"
@@ -51,7 +50,8 @@ POINTS = (
 CNF = "model=cnf model.width=8 model.hidden=8 model.end_time=1 tol=1e-3"
 SERIES = "data.train_limit=60 data.validation=20 trainer.batch_size=20 trainer.epochs=2"
 
-# Tasks and gradient modes; both trees also evaluate a finished and resume an interrupted run of each.
+# Trainings that cover the tasks and gradient modes. For each, both trees also evaluate a finished run and resume an
+# interrupted one.
 TASKS = {
     "classification_adjoint": f"gradient=adjoint {IMAGES}",
     "classification_backprop": f"solver=rk4 solver.steps=2 eval_solver=dopri5 gradient=backprop optim=sgd {IMAGES}",
@@ -62,7 +62,7 @@ TASKS = {
     "ode_rnn": f"model=ode_rnn model.width=8 model.field_units=8 model.gate_units=8 {SERIES}",
     "poisson": f"experiment=paper/poisson data.series=300 data.level=5 model.encoder_width=8 {SERIES}",
 }
-# Further ways to solve, only trained: `odebench eval` draws the noise of hutchinson without a seed.
+# Trainings that cover further ways to solve; their runs are not evaluated or resumed.
 VARIANTS = {
     "ffjord_hutchinson": (
         f"experiment=ffjord/toy model.dims=[8,8] model.trace=hutchinson dynamics=rnode tol=1e-3 {POINTS}"
@@ -77,7 +77,7 @@ VARIANTS = {
         f"loss.reduction=mean {SERIES}"
     ),
 }
-# More commands on finished runs, by the run and a name. They add to evaluations.jsonl or write the file after --output.
+# (run, name) -> a further command on a finished run. It adds to evaluations.jsonl, or writes the file after --output.
 STUDY = "solver=dopri5,dopri8,bosh3,adams,implicit_adams,rk4,kvaerno5,radauIIA3,rodas4,alf,vode_adams"
 MORE = {
     ("classification_adjoint", "predict"): "predict OLD --output OLD.predicted.csv",
@@ -87,7 +87,7 @@ MORE = {
     ("ode_rnn", "study"): "eval OLD gradient=backprop,checkpoint tol=1e-2,1e-4",
 }
 
-# Values that differ between two runs of the same code. Their keys are compared.
+# Keys whose values differ between two runs of the same code. Only the keys are compared.
 IGNORED = re.compile(
     r"(.*[./:])?("
     r"time|started|elapsed_s"  # the clock
@@ -97,10 +97,10 @@ IGNORED = re.compile(
     r")"
 )
 IGNORED_TEXT = re.compile(r"[\d,.]+ samples/s")  # inside a line of text
-# log.txt names modules and times. What curves.png shows of metrics.jsonl includes times; report.html has its date.
+# log.txt has names of modules, and times. curves.png shows metrics.jsonl, with times. report.html has its date.
 IGNORED_FILES = re.compile(r"log\.txt|curves\.png|report\.html")
 
-# Suffix -> from the text of a file to nested values.
+# Suffix of a file -> function that converts its text to nested values.
 PARSERS: dict[str, Callable[[str], Any]] = {
     ".json": json.loads,
     ".jsonl": lambda text: [json.loads(line) for line in text.splitlines()],
@@ -120,11 +120,11 @@ register_optimizer_step_post_hook(count)
 runpy.run_module("odebench", run_name="__main__", alter_sys=True)
 """
 
-Content = dict[str, Any]  # from FILE:KEY.KEY to a value, or to a digest of it
+Content = dict[str, Any]  # FILE:KEY.KEY -> the value, or a digest of it
 
 
 def main() -> int:
-    """Run everything in both trees, print a line for each check, return the exit code."""
+    """Run everything in both trees, print a line for each check, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("commit", help="the commit to compare with, such as HEAD or main")
     parser.add_argument("--keep", metavar="FOLDER", type=Path, help="a new folder that keeps all runs")
@@ -155,7 +155,7 @@ def git(*words: str) -> None:
 
 @dataclass(frozen=True)
 class Tree:
-    """A checkout under comparison, and the folder that its commands run in."""
+    """One of the two checkouts, and the folder in which its commands run."""
 
     name: str
     code: Path
@@ -171,14 +171,14 @@ class Tree:
             raise SystemExit(f"Python imports {found.strip()}, not the code in {self.code}")
 
     def options(self) -> dict[str, Any]:
-        """Arguments of subprocess: this tree's code, one thread."""
+        """Arguments of subprocess functions that use this tree's code and one thread."""
         one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         return {"cwd": self.folder, "env": {**os.environ, **one_thread, "PYTHONPATH": str(self.code)}}
 
 
 @dataclass(frozen=True)
 class Job:
-    """One command: its tree, the words after ``odebench``, its name, its expected exit code."""
+    """One command: its tree, its name, the words after ``odebench``, and its expected exit code."""
 
     tree: Tree
     name: str
@@ -187,7 +187,7 @@ class Job:
     expected: int = 0
 
     def run(self) -> str:
-        """Run it to its end. Returns what went wrong, or ""."""
+        """Run the command to its end. Returns what went wrong, or ""."""
         printed = self.tree.folder / f"{self.name.replace(' ', '_')}.txt"
         with open(printed, "wb") as out:
             command = [sys.executable, *self.python, *self.words]
@@ -200,14 +200,14 @@ class Job:
 
 @dataclass
 class Report:
-    """The lines printed so far."""
+    """Prints one line for each check, and counts the checks and the differences."""
 
     checks: int = 0
     differing: int = 0
     failures: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def check(self, name: str, base: Content, ours: Content) -> None:
-        """Print whether two contents, and the exit codes of the jobs of that name, are the same."""
+        """Print whether the contents of both trees are the same, and the exit codes of the jobs with this name."""
         if failed := self.failures.get(("base", name)):
             raise SystemExit(f"{name}: fails in the base tree: {failed}")
         found = list(differences(base, ours))
@@ -219,7 +219,7 @@ class Report:
 
 
 def compare(base: Tree, ours: Tree, names: Sequence[str]) -> tuple[int, int]:
-    """All checks of the named trainings. Returns how many there were, and how many of them differ."""
+    """Run all checks of the named trainings. Returns the number of checks, and how many of them differ."""
     report, trees = Report(), (base, ours)
     tasks = [name for name in names if name in TASKS]
 
@@ -230,7 +230,7 @@ def compare(base: Tree, ours: Tree, names: Sequence[str]) -> tuple[int, int]:
     for name in tasks:
         run_all(report, [train(tree, name, f"stopped/{name}", "stop") for tree in trees])
         report.check(f"stop {name}", *(record(tree.folder / "stopped" / name) for tree in trees))
-        # From here on, both trees use runs of the base tree.
+        # From here on, both trees use runs that the base tree made.
         shutil.rmtree(ours.folder / "stopped" / name, ignore_errors=True)
         shutil.copytree(base.folder / "stopped" / name, ours.folder / "stopped" / name)
         for tree in trees:
@@ -248,7 +248,7 @@ def compare(base: Tree, ours: Tree, names: Sequence[str]) -> tuple[int, int]:
         report.check(f"{how} {name}", *(files(tree.folder / "old", f"{name}*") for tree in trees))
 
     if tasks:
-        # Both read the same runs, so that also their times are the same.
+        # Both trees read the same runs, so even the times in reports are the same.
         words = ["report", *(str(base.folder / kind) for kind in ("old", "stopped")), "--output"]
         run_all(report, [Job(tree, "report", [*words, str(tree.folder / "report")]) for tree in trees])
         report.check("report", *(files(tree.folder / "report") for tree in trees))
@@ -256,7 +256,7 @@ def compare(base: Tree, ours: Tree, names: Sequence[str]) -> tuple[int, int]:
 
 
 def train(tree: Tree, name: str, folder: str, stop: str = "") -> Job:
-    """A training into a folder; one that stops after some steps."""
+    """Make a job that trains into a folder. stop: its name if it stops after some steps, else ""."""
     words = ["train", *f"{(TASKS | VARIANTS)[name]} {COMMON} run_dir={folder}".split()]
     if stop:
         return Job(tree, f"{stop} {name}", words, ("-c", STOPPED_PYTHON), INTERRUPTED)
@@ -272,7 +272,7 @@ def run_all(report: Report, jobs: Sequence[Job]) -> None:
 
 
 def record(folder: Path) -> Content:
-    """The content of all files of a run."""
+    """Read the content of all files of a run."""
     content = files(folder)
     if folder.is_dir():
         content |= flat("TensorBoard", events(folder))
@@ -283,7 +283,7 @@ def record(folder: Path) -> Content:
 
 
 def files(folder: Path, pattern: str = "*") -> Content:
-    """The names of all files that the pattern finds; the content of JSON, YAML and other text; digests of pictures."""
+    """Read all files that match the pattern: values in JSON and YAML, other text, digests of pictures."""
     content: Content = {}
     found = [path for top in folder.glob(pattern) for path in (top, *top.rglob("*"))]
     for path in sorted(path for path in found if path.is_file()):
@@ -299,7 +299,7 @@ def files(folder: Path, pattern: str = "*") -> Content:
 
 
 def events(folder: Path) -> dict[str, Any]:
-    """TensorBoard's scalars, histograms and texts, the tags of its images, and the columns of its HParams table."""
+    """Read TensorBoard's scalars, histograms and texts, the tags of images, and the columns of the HParams table."""
     accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 0, "images": 1})
     accumulator.Reload()
     tags = accumulator.Tags()
@@ -317,25 +317,25 @@ def events(folder: Path) -> dict[str, Any]:
 
 
 def hparams(content: bytes) -> list[str]:
-    """One part of the data of the HParams table as lines of text, without its time."""
+    """Convert one part of the HParams table's data to lines of text, without its time."""
     data = HParamsPluginData.FromString(content)
     for part, moment in (
         ("experiment", "time_created_secs"),
         ("session_start_info", "start_time_secs"),
         ("session_end_info", "end_time_secs"),
     ):
-        if data.HasField(part):  # else ClearField would create this part and drop the existing one
+        if data.HasField(part):  # otherwise ClearField would create this part and drop the existing one
             getattr(data, part).ClearField(moment)
     return MessageToString(data).splitlines()
 
 
 def flat(name: str, value: Any) -> Content:
-    """The leaves of nested dicts and lists by NAME:KEY.KEY, without the values that are ignored."""
+    """Flatten nested dicts and lists to NAME:KEY.KEY -> leaf; values that differ from run to run become "ignored"."""
     return {key: "ignored" if IGNORED.fullmatch(key) else leaf for key, leaf in leaves(f"{name}:", value)}
 
 
 def leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Keys and leaves; tensors become digests, empty containers are leaves."""
+    """Yield the dotted keys and the leaves; tensors become digests, and empty containers are leaves."""
     if isinstance(value, Mapping | list | tuple) and value:
         for name, part in value.items() if isinstance(value, Mapping) else enumerate(value):
             yield from leaves(f"{key}{'' if key.endswith(':') else '.'}{name}", part)
@@ -349,12 +349,12 @@ def leaves(key: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def digest(content: bytes) -> str:
-    """The start of a SHA-256."""
+    """The first characters of the SHA-256."""
     return hashlib.sha256(content).hexdigest()[:16]
 
 
 def differences(base: Content, ours: Content) -> Iterator[str]:
-    """For each file that differs, the first key of each kind of difference, and the number of others."""
+    """Yield a text for each file that differs and each kind of difference: the first key, and the number of others."""
     groups: dict[tuple[str, str], list[str]] = {}
     for key in dict.fromkeys([*base, *ours]):
         if key not in ours or key not in base:
@@ -369,7 +369,7 @@ def differences(base: Content, ours: Content) -> Iterator[str]:
 
 
 def short(value: Any) -> str:
-    """A value on one line, not too long."""
+    """Format a value as one line, shortened if necessary."""
     text = " ".join(str(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."
 

@@ -3,9 +3,10 @@
     python scripts/kill_and_resume_runs.py [--kills 50] [--seed 0] [--output DIR]
 
 A run is killed (SIGKILL) repeatedly at random moments within its duration, and restarted by the same command, until it
-is done; then the next run starts. A checkpoint is written at every step, and every second kill waits for a moment
-at which a file is being written. After each kill all files must be readable; at the end weights, metrics, summary and
-TensorBoard's events must equal those of the uninterrupted run to the last bit, except for times. Exit code 1 if not.
+is done. Then the next run starts. A checkpoint is written at every step, and every second kill waits for a moment at
+which a file is being written. After each kill all files must be readable. At the end weights, metrics, summary and
+TensorBoard's events must equal those of the uninterrupted run to the last bit, except for times; otherwise the exit
+code is 1.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch._dynamo  # otherwise imported in each child
+import torch._dynamo  # otherwise each child would import it
 from compare_with_commit import IGNORED, Content, differences, events, flat
 
 from odebench.config.compose import compose
@@ -45,7 +46,7 @@ SETTINGS = [
 
 
 def main() -> int:
-    """Kill, compare, and print a line for each kill and a table."""
+    """Kill and compare runs; print a line for each kill, and a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
@@ -57,7 +58,7 @@ def main() -> int:
 
 
 def kill_runs(output: Path, kills: int, rng: np.random.RandomState) -> int:
-    """Kill `kills` times, over as many runs as needed."""
+    """Kill runs `kills` times in total, in as many runs as needed. Returns the exit code."""
     output.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     if (code := wait(start(output / "uninterrupted"))) != 0:
@@ -94,7 +95,7 @@ def kill_runs(output: Path, kills: int, rng: np.random.RandomState) -> int:
 
 
 def start(folder: Path) -> int:
-    """Train in a child process, from the run's checkpoint if there is one. Returns its id."""
+    """Train in a child process, from the run's checkpoint if there is one. Returns the id of the process."""
     child = os.fork()
     if child:
         return child
@@ -110,7 +111,10 @@ def start(folder: Path) -> int:
 
 
 def wait(child: int, seconds: float | None = None, folder: Path | None = None) -> int:
-    """The child's exit code; it is killed after `seconds`, or when next a file is written in the folder."""
+    """Wait for the child and return its exit code.
+
+    Kills it after `seconds`; if a folder is given, then as soon as the child writes a file in it.
+    """
     if seconds is not None:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline or (folder is not None and not writing(folder, child)):
@@ -123,12 +127,12 @@ def wait(child: int, seconds: float | None = None, folder: Path | None = None) -
 
 
 def writing(folder: Path, child: int) -> list[str]:
-    """The names of the files that a child is writing."""
+    """The names of the files that a child process is writing at this moment."""
     return [path.name.split(".")[1] for pattern in ("", "*/") for path in folder.glob(f"{pattern}.*.{child}.tmp")]
 
 
 def inspect(folder: Path, child: int) -> tuple[int, str, list[str]]:
-    """The step of the last checkpoint, a description of the moment of the kill, and unreadable files."""
+    """Return the step of the last checkpoint, a description of the moment of the kill, and the unreadable files."""
     step, problems = 0, []
     for path in folder.glob(f"{layout.CHECKPOINTS}/*.pt"):
         try:
@@ -151,7 +155,7 @@ def inspect(folder: Path, child: int) -> tuple[int, str, list[str]]:
 
 
 def content(folder: Path) -> Content:
-    """Weights, metrics, summary, events and status of a run, without times."""
+    """Read weights, metrics, summary, events and status of a run, without times."""
     run, found = read_run(folder), events(folder)
     rows = [{tag: x for tag, x in row.items() if not IGNORED.fullmatch(tag)} for row in run.metrics]
     parts = {

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # A one-machine SLURM cluster to test against: scripts/local_slurm.sh start|stop|status DIR
 #
-# munged, slurmctld and some slurmd, all on the loopback, without systemd and cgroups; keys, state, logs and sockets
+# Runs munged, slurmctld and some slurmd on the loopback, without systemd and cgroups. Keys, state, logs and sockets
 # are in DIR, which all users must be able to read (for munge), such as a folder in /tmp. After start,
 # `. DIR/env.sh` lets SLURM's commands find the cluster. Partition `high` pre-empts `main` by requeueing, with 30 s of
 # grace. A fake sacct answers the query of submitit. Packages for Debian:
 #   apt-get install --no-install-recommends slurmctld slurmd slurm-client munge
 #
-# Read by start: NODES=2, the number of slurmd; CPUS=2 and GPUS=0, what each node claims to have (GPUs are /dev/null).
+# Variables for start: NODES=2, the number of slurmd; CPUS=2 and GPUS=0, which each node claims to have (GPUs are
+# /dev/null).
 set -euo pipefail
 PATH=$PATH:/usr/sbin:/sbin
 action=${1:-}
@@ -34,11 +35,11 @@ within() { # SECONDS COMMAND...: whether the command succeeds within that time
 
 # --- processes ---------------------------------------------------------------------------------------------------
 
-pid_of() { # NAME: only the first line counts, slurmctld leaves old digits behind it
+pid_of() { # NAME: print its process id. Only the first line counts: slurmctld leaves old digits behind it
     head -n1 "$dir/run/$1.pid" 2>/dev/null
 }
 
-is_ours() { # PID: a number that another process has got meanwhile, or a daemon of another cluster, is not
+is_ours() { # PID: whether it is a daemon of this cluster. The number may belong to another process by now
     cat "/proc/$1/cmdline" "/proc/$1/environ" 2>/dev/null | tr '\0' '\n' | grep -qF -- "$dir/"
 }
 
@@ -62,7 +63,7 @@ nodes() {
     sed -n 's/^NodeName=\(n[0-9]*\) .*/\1/p' "$conf" 2>/dev/null || true
 }
 
-is_up() { # slurmctld answers and every node is there
+is_up() { # whether slurmctld answers and every node is there
     [ -f "$conf" ] && is_alive slurmctld || return 1
     local up
     up=$(SLURM_CONF=$conf timeout 5 sinfo -h -N -p main -o '%N %t' | grep -cE '^n[0-9]+ (idle|mix|alloc|comp)$')
@@ -140,7 +141,7 @@ CONF
     printf 'export SLURM_CONF=%q PATH=%q:$PATH\n' "$conf" "$dir/bin" >"$dir/env.sh"
 }
 
-write_sacct() { # answers `sacct -o JobID,State,NodeList --parsable2 -j A -j B`, from what slurmctld remembers
+write_sacct() { # a script that answers `sacct -o JobID,State,NodeList --parsable2 -j A -j B` from slurmctld's data
     mkdir -p "$dir/bin"
     cat >"$dir/bin/sacct" <<'PYTHON'
 #!/usr/bin/env python3

@@ -5,8 +5,9 @@
 
 `gradient=adjoint` measures the adjoint's error relative to the gradient; the code behind the published "about half" did
 not. Here the same trained network takes the same training step with the drop-in ``odeint_adjoint``, whose errors are
-absolute: a gradient that the loss divides by the batch size is small relative to the tolerance, and easy to solve for.
-docs/results/backward.*.csv; a few minutes on one core. Evaluations do not depend on the machine.
+absolute. The loss divides the gradient by the batch size; so it is small relative to an absolute tolerance, and few
+evaluations are enough. Writes docs/results/backward.*.csv in a few minutes on one core. The numbers of evaluations do
+not depend on the machine.
 """
 
 import sys
@@ -19,7 +20,7 @@ from odebench import load_run, odeint_adjoint
 from odebench.bench.measure import CountingField
 from odebench.data import to_float
 
-BATCH = 32  # as in the study of figure3
+BATCH = 32  # as in the evaluations of figure3
 TOLERANCES = ("1e-1", "1e-2", "1e-3", "1e-4", "1e-5")
 
 

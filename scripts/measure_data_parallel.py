@@ -1,11 +1,11 @@
-"""Compare two processes that train one model with one process.
+"""Compare a training in two processes with the same training in one process.
 
     python scripts/measure_data_parallel.py [ITERATIONS]
 
-The gradient of the first step comes from the weights, which gradient descent with a learning rate of 1 changes from w
-to w - g: the norm of the difference of both gradients, relative to the gradient. Times are those of the fastest step,
-to reduce the effect of other work on the machine. Every process has one thread. The rows go to
-docs/results/ranks.*.csv.
+The difference of the gradients is the norm of their difference divided by the norm of the gradient of one process. The
+gradient g of the first step is found from the weights: gradient descent with a learning rate of 1 changes them from w
+to w - g. Times are those of the fastest step, to reduce the effect of other work on the machine. Every process has one
+thread. Writes docs/results/ranks.*.csv.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def weights(folder: Path) -> torch.Tensor:
 
 
 def gradient_difference(folder: Path, words: list[str]) -> float:
-    """Difference of the gradients of two processes and of one, relative to the norm of the latter."""
+    """The norm of the difference of both gradients, divided by the norm of the gradient of one process."""
     for processes in (1, 2):
         train(folder / f"first{processes}", processes, [*words, "optim.lr=1", "trainer.iterations=1"])
     (norm,) = read_run(folder / "first1").series("optim/grad_norm")[1]
@@ -62,7 +62,9 @@ def step_ms(folder: Path, processes: int, words: list[str], iterations: int) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("iterations", nargs="?", type=int, default=20, help="of the trainings that are timed")
+    parser.add_argument(
+        "iterations", nargs="?", type=int, default=20, help="iterations of the trainings that are timed"
+    )
     iterations = parser.parse_args().iterations
     rows = []
     for name, words in TRAININGS.items():

@@ -1,11 +1,12 @@
 """Measure evaluations and errors of several methods on the 25 problems of DETEST.
 
     pip install -e ".[dev,peers]"
-    python scripts/measure_detest.py                    about a minute; docs/results/detest.*.csv and docs/speed.md
+    python scripts/measure_detest.py              takes about a minute
 
-The problems are those of tests/ode/detest.py, the bounds on these numbers those of tests/ode/test_detest.py. Each
-is solved for its end only; the error is the largest absolute error of any component at t = 20, and the geometric mean
-over the problems. Evaluations do not depend on the machine.
+Writes docs/results/detest.*.csv and docs/speed.md. The problems are those of tests/ode/detest.py;
+tests/ode/test_detest.py has bounds on these numbers. The only output of each solve is at its end. The error of a
+problem is the largest absolute error of a component at t = 20; the table has the geometric mean over the problems. The
+numbers of evaluations do not depend on the machine.
 """
 
 import math
@@ -26,7 +27,7 @@ import detest
 
 TOL = 1e-6
 SPAN = torch.tensor([0.0, detest.END], dtype=torch.float64)
-# Method and controller; adams also chooses its order.
+# Methods and controllers; adams also chooses its order.
 CONFIGS = [
     ("dopri5", "integral"),
     ("dopri5", "pi"),
@@ -37,7 +38,7 @@ SolveEnd = Callable[[detest.TestProblem], tuple[int, Tensor]]
 
 
 def solve_with_odebench(method: str, controller: str) -> SolveEnd:
-    """Solve a problem; evaluations and y(20)."""
+    """Make a function that solves a problem and returns the number of evaluations and y(20)."""
 
     def solve_end(problem: detest.TestProblem) -> tuple[int, Tensor]:
         solution = solve(problem.f, problem.y0, SPAN, method=method, rtol=TOL, atol=TOL, controller=controller)
@@ -47,7 +48,7 @@ def solve_with_odebench(method: str, controller: str) -> SolveEnd:
 
 
 def solve_with_torchdiffeq(problem: detest.TestProblem) -> tuple[int, Tensor]:
-    """Solve by torchdiffeq's dopri5, counting evaluations inside the field."""
+    """Solve with torchdiffeq's dopri5. Returns the number of evaluations, counted in the field, and y(20)."""
     import torchdiffeq
 
     field = CountingField(problem.f)
@@ -57,7 +58,7 @@ def solve_with_torchdiffeq(problem: detest.TestProblem) -> tuple[int, Tensor]:
 
 @torch.no_grad()
 def measure(library: str, method: str, controller: str, solve_end: SolveEnd) -> dict[str, object]:
-    """A row of the CSV file."""
+    """Solve all problems; return a row of the CSV file."""
     evaluations, logs = 0, []
     for name, problem in detest.PROBLEMS.items():
         calls, y = solve_end(problem)
@@ -77,7 +78,7 @@ def measure(library: str, method: str, controller: str, solve_end: SolveEnd) -> 
 
 
 def main() -> None:
-    """Measure, write the CSV file, render the page."""
+    """Measure, write the CSV file, and render the page."""
     rows = [measure("odebench", *words, solve_with_odebench(*words)) for words in CONFIGS]
     rows.insert(2, measure("torchdiffeq", "dopri5", "integral", solve_with_torchdiffeq))
     results.keep("detest", rows)

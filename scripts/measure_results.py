@@ -1,12 +1,12 @@
 """Measure and write the numbers and pictures of the README.
 
     pip install -e ".[dev,peers]"
-    ODEBENCH_DATA=DIR python scripts/measure_results.py      everything, about 40 minutes on two cores
+    ODEBENCH_DATA=DIR python scripts/measure_results.py      do everything, about 40 minutes on two cores
     python scripts/measure_results.py --write                only write CSV, pictures and README, from existing runs
 
-Each run is an ordinary `odebench train` with its own folder under outputs/results; completed runs are kept, stopped
-ones resumed. Writes one CSV per table to docs/results/, with machine and versions, and the tables of README.md and
-docs/ by ``render_tables.py``.
+Each run is an ordinary `odebench train` with its own folder under outputs/results. Completed runs are kept, and stopped
+runs are resumed. Writes one CSV file per table to docs/results/, with machine and versions; ``render_tables.py`` writes
+the tables in README.md and docs/.
 """
 
 import argparse
@@ -48,7 +48,7 @@ MEMORY = {
 
 
 def run(name: str, overrides: list[str]) -> None:
-    """One training by the command line, unless it is done."""
+    """Run one training by the command line, unless it is completed."""
     folder = RUNS / name
     if is_run(folder) and read_run(folder).status["status"] == "done":
         return
@@ -58,7 +58,7 @@ def run(name: str, overrides: list[str]) -> None:
 
 
 def row_of(name: str) -> dict[str, object]:
-    """The results of one run, with machine and versions."""
+    """Make a row of a CSV file: the results of one run, with machine and versions."""
     record = read_run(RUNS / name)
     summary, manifest = record.summary, record.manifest
     command = [word for word in (RUNS / name / "overrides.txt").read_text().split() if not word.startswith("run_dir=")]
@@ -89,7 +89,7 @@ def row_of(name: str) -> dict[str, object]:
 
 
 def write() -> None:
-    """CSV, pictures and README from the records."""
+    """Write CSV files, pictures and README from the records of the runs."""
     PICTURES.mkdir(parents=True, exist_ok=True)
     for name, runs in (("mnist5k", SMALL), ("mnist_epoch", MNIST), ("memory", MEMORY)):
         rows = [row_of(run) for run in runs]
@@ -106,7 +106,7 @@ def write() -> None:
 
 
 def draw_accuracy() -> None:
-    """Accuracy against training time, one line per model."""
+    """Draw the accuracy against training time, one line per model."""
     lines = []
     for name in SMALL:
         rows = [row for row in read_run(RUNS / name).metrics if row.get("val/accuracy") is not None]
@@ -117,7 +117,7 @@ def draw_accuracy() -> None:
 
 
 def draw_memory() -> None:
-    """Peak memory of a training step against its forward NFE, one line per gradient mode, with tolerances."""
+    """Draw the peak memory of a training step against its forward NFE, one line per gradient mode, with tolerances."""
     points: dict[str, list[tuple[float, float, str]]] = {}
     for row in results.read("memory"):
         point = float(row["nfe_forward"]), float(row["peak_mib"]), f"{float(row['tol']):.0e}".replace("e-0", "e-")
@@ -139,7 +139,7 @@ def main() -> None:
         compare = [str(scripts / "compare_training_step.py"), "--model", "odenet", "--output", str(steps)]
         subprocess.run([sys.executable, *compare], check=True)
         subprocess.run([sys.executable, str(scripts / "results.py"), "training_step", str(steps)], check=True)
-        # Timed runs first; other processes do not affect the memory.
+        # Timed runs come first. The last ones only measure memory, which other processes do not affect.
         for name, overrides in {**MNIST, **SMALL, **MEMORY}.items():
             run(name, overrides)
     write()

@@ -2,8 +2,9 @@
 
     python scripts/measure_stepping.py
 
-Two trainings of a few steps, for docs/results/stepping.*.csv: 50 sinusoids of 100 times each, no two at the same time,
-solved in shared steps, and with `solver.stepping=per_sample`. Run nothing else meanwhile; a minute on one core.
+Runs two trainings of a few steps: 50 sinusoids with 100 times each, no two series with a time in common, are solved in
+shared steps, and with `solver.stepping=per_sample`. Writes docs/results/stepping.*.csv in a minute on one core; run
+nothing else in that time.
 """
 
 import subprocess
@@ -20,7 +21,7 @@ TRAINING = ["gradient=backprop", "trainer.batch_size=50", "trainer.eval_batch_si
 
 
 def measure(stepping: str, folder: Path) -> dict[str, object]:
-    """Train, and return a row: time, memory and evaluations of a step."""
+    """Train, and return a row of the CSV file: time, memory and evaluations of a step."""
     words = ["train", *SERIES, *TRAINING, f"solver.stepping={stepping}", "trainer.threads=1"]
     subprocess.run([sys.executable, "-m", "odebench", *words, f"run_dir='{folder}'"], check=True)
     summary = read_run(folder).summary

@@ -2,9 +2,9 @@
 
     python scripts/measure_sweeps.py [FOLDER]
 
-Three numbers, for docs/results/sweeps.*.csv: 1,000 jobs composed and validated; `odebench list runs` over 5,000
-records, both in processor time, which equals wall time on an idle machine; and the wall time that a sweep adds to each
-job, with fake trainings that end at once (tests/sweep/fake_training.py).
+Measures the time to compose and validate 1,000 jobs; the time of `odebench list runs` over 5,000 records; and the time
+that a sweep adds to each job, with fake trainings that end at once (tests/sweep/fake_training.py). The first two are
+processor times, which equal wall time on an idle machine; the third is wall time. Writes docs/results/sweeps.*.csv.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ NUM_STARTS, NUM_RECORDS = 100, 5000
 
 
 def validation_s() -> float:
-    """Seconds for 1,000 jobs of `GRID`."""
+    """The seconds to compose and validate the 1,000 jobs of `GRID`."""
     jobs = expand([GRID])
     start = time.process_time()
     validate_jobs(jobs)
@@ -41,7 +41,7 @@ def validation_s() -> float:
 
 
 def overhead_ms(folder: Path) -> float:
-    """Milliseconds that a sweep adds to a job's process."""
+    """The milliseconds that a sweep adds to each job, beside the time of the job's process."""
     plan = plan_sweep(["model=mlp", f"seed=range(0,{NUM_STARTS})"], None, None)
     (folder / "notes").mkdir()
     os.environ["FAKE_TRAINING_NOTES"] = str(folder / "notes")
@@ -62,7 +62,7 @@ def overhead_ms(folder: Path) -> float:
 
 
 def listing_s(folder: Path) -> float:
-    """Seconds of `odebench list runs` over copies of a real record, without large files."""
+    """The seconds of `odebench list runs` over copies of a real record without its large files."""
     run = [sys.executable, "-m", "odebench", "train", "model=mlp", "trainer.epochs=1", f"run_dir='{folder / 'run'}'"]
     subprocess.run(run, check=True, capture_output=True)
     small = shutil.ignore_patterns("*.pt", "*.png", "events.*")
@@ -78,7 +78,7 @@ def listing_s(folder: Path) -> float:
 
 
 def children_s() -> float:
-    """Processor time of the processes that were waited for."""
+    """The processor time of all child processes that have ended, in seconds."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 

@@ -1,10 +1,11 @@
 """Render the tables of the pages from the CSV files in docs/results.
 
-    python scripts/render_tables.py        README.md and the pages in docs/
+    python scripts/render_tables.py        rewrite the tables in README.md and in the pages of docs/
 
-Tables are between <!-- NAME --> and <!-- end -->. The measurements come from: ``measure_results.py`` the trainings,
-``measure_detest.py`` DETEST, `odebench bench` the speed (bench_NAME) and `odebench reproduce` the rest (by its name);
-``results.py`` keeps their files, which have all results; the pages have those that decide.
+Tables are between <!-- NAME --> and <!-- end -->. The trainings are measured by ``measure_results.py``, DETEST by
+``measure_detest.py``, the speed by `odebench bench` (files bench_NAME), and most of the rest by `odebench reproduce`
+(files with the name of the reproduction). ``results.py`` stores these files, which have all results; the pages show the
+most important ones.
 """
 
 import re
@@ -29,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 
 NLL, MINUTES = "final/test_nll_nats", "final/minutes"
-# In the order of the page: the files that `odebench reproduce` wrote, and the table that the page has of each.
+# The files that `odebench reproduce` wrote, in the order of the page, and how the page shows each as a table.
 REPRODUCED = {
     "table1": partial(result_table, numbers=("final/test_accuracy", "final/peak_mib", "final/step_ms")),
     "figure3": None,
@@ -61,7 +62,7 @@ def tables_by_page() -> dict[Path, dict[str, str]]:
         ROOT / "README.md": {
             "mnist5k": accuracy_table(read("mnist5k")),
             "table1": error_line(read("table1")),
-            # From one measurement: ratios of times that were not measured alternately are meaningless.
+            # All from one measurement, since ratios of times are meaningless unless the runs alternated.
             "bench": bench_tables.bench_summary(bench),
         },
         DOCS / "reproduced.md": {
@@ -94,7 +95,7 @@ def tables_by_page() -> dict[Path, dict[str, str]]:
 
 
 def with_tables(text: str, tables: Mapping[str, str]) -> str:
-    """A page with the text between each <!-- MARKER --> and <!-- end --> replaced by its table."""
+    """Replace the text between each <!-- MARKER --> and <!-- end --> of a page by its table."""
     for marker, table in tables.items():
         pattern = re.compile(rf"(<!-- {marker} -->\n).*?(<!-- end -->)", re.DOTALL)
         assert pattern.search(text), f"the page lacks the marker {marker}"
@@ -103,7 +104,7 @@ def with_tables(text: str, tables: Mapping[str, str]) -> str:
 
 
 def accuracy_table(rows: list[dict[str, str]]) -> str:
-    """One line per training: accuracy, costs, time."""
+    """A table with one line per training: accuracy, costs, time."""
     header = ["model", "gradient", "parameters", "test accuracy (95 % interval)", "NFE forward + backward"]
     header += ["peak memory a step", "total time"]
     lines = []
@@ -125,7 +126,7 @@ def accuracy_table(rows: list[dict[str, str]]) -> str:
 
 
 def spiral_errors_table(rows: list[dict[str, str]]) -> str:
-    """RMSE within and beyond the window: of training series, test series, and test series with the best states."""
+    """A table of the RMSE within and beyond the window: training series, test series, test series with best states."""
     kinds = {"training": "training series", "test": "test series", "test_best": "test series, best initial states"}
     lines = [
         [row["points"], *(", ".join(row[f"{kind}_{where}"] for where in ("within", "beyond")) for kind in kinds)]
@@ -136,7 +137,7 @@ def spiral_errors_table(rows: list[dict[str, str]]) -> str:
 
 
 def tolerance_table(rows: list[dict[str, str]]) -> str:
-    """What a training step costs at each tolerance, by the adjoint and backpropagated through the solver."""
+    """A table of the costs of a training step at each tolerance, by the adjoint and by backpropagation."""
     header = ["tol", "NFE forward", "adjoint: NFE backward", "adjoint: peak memory", "backprop: peak memory"]
     by = {(row["tol"], row["gradient"]): row for row in rows}
     lines = []
@@ -148,8 +149,10 @@ def tolerance_table(rows: list[dict[str, str]]) -> str:
 
 
 def backward_table(rows: list[dict[str, str]], relative: list[dict[str, str]]) -> str:
-    """Backward over forward NFE at every second tolerance, with a relative error norm of the adjoint (of figure3), and
-    with an absolute one."""
+    """A table of backward NFE divided by forward NFE at every second tolerance.
+
+    rows: measured with an absolute error norm of the adjoint. relative: the rows of figure3, with a relative norm.
+    """
     ratios = {row["row"]: float(row["ours"]) for row in relative if row["number"] == "nfe_ratio"}
     found: dict[str, dict[str, str]] = {}
     for row in rows:
@@ -162,7 +165,7 @@ def backward_table(rows: list[dict[str, str]], relative: list[dict[str, str]]) -
 
 
 def step_table() -> str:
-    """Speed of training steps relative to torchdiffeq's, by the first step of their solves."""
+    """A table of the speed of training steps relative to torchdiffeq's, for both choices of a solve's first step."""
     header = ["model", "gradient", "first step searched", "warm"]
     found: dict[tuple[str, str], dict[str, str]] = {}
     for name, model in TRAINING_STEPS.items():
@@ -178,7 +181,7 @@ def step_table() -> str:
 
 
 def stepping_table(rows: list[dict[str, str]]) -> str:
-    """Shared steps compared with separate steps for each series."""
+    """A table that compares shared steps with separate steps for each series."""
     header = ["`solver.stepping`", "NFE forward", "a step", "peak memory"]
     lines = [
         [f"`{row['stepping']}`", row["nfe_forward"], f"{row['step_ms']} ms", f"{row['peak_mib']} MiB"] for row in rows
@@ -187,13 +190,13 @@ def stepping_table(rows: list[dict[str, str]]) -> str:
 
 
 def costs_table(rows: list[dict[str, str]]) -> str:
-    """The overhead of sweeps."""
+    """A table of the overhead of sweeps."""
     lines = [[row["what"], f"{row['taken']} {row['unit']}"] for row in rows]
     return f"{markdown(['what', 'time'], lines)}\n\n{measured_on(rows)[:-1]}, hydra-core {rows[0]['hydra_core']}."
 
 
 def ranks_table(rows: list[dict[str, str]]) -> str:
-    """Two processes of one training compared with one."""
+    """A table that compares a training in two processes with one in one process."""
     header = ["training", "difference of the gradients", "a step, one process", "two processes"]
     times = ("one_process_ms", "two_processes_ms")
     lines = [[row["training"], row["difference"], *(f"{row[time]} ms" for time in times)] for row in rows]
@@ -201,14 +204,17 @@ def ranks_table(rows: list[dict[str, str]]) -> str:
 
 
 def measured_on(rows: list[dict[str, str]]) -> str:
-    """When, where and with which versions: those of the first row, and the days of all."""
+    """A sentence that says when, where and with which versions the rows were measured.
+
+    Machine and versions are those of the first row.
+    """
     row, days = rows[0], " and ".join(sorted({row["date"] for row in rows}))
     where = f"on {row['cores']} cores ({row['machine']})"
     return f"Measured {days} {where}, Python {row['python']}, torch {row['torch']}."
 
 
 def detest_table(rows: list[dict[str, str]]) -> str:
-    """Evaluations and errors of all problems together."""
+    """A table of evaluations and errors of DETEST, over all problems together."""
     header = ["method", "control", "evaluations", "error"]
     lines = []
     for row in rows:

@@ -15,17 +15,17 @@ Row = dict[str, str]
 KL = "final/test_kl_nats"
 PARTIAL = "partial budget"
 AS_PUBLISHED = "as published"
-# On published values, the best first.
+# Verdicts on published values, the best first.
 VERDICTS = ("reproduced", "not reached", PARTIAL)
 
 
 def overview_table(names: Sequence[str]) -> str:
-    """One line per reproduction: its file, share of the published training, minutes, and counts of verdicts."""
+    """A table with one line per reproduction: file, share of the published training, minutes, counts of verdicts."""
     lines = []
     for name in names:
         rows = results.read(name)
         words = [word for word in rows[0]["command"].split()[2:] if not word.startswith("trainer.threads=")]
-        # Rows that read the same training have its minutes to the last digit.
+        # Rows with equal minutes, to the last digit, come from the same training.
         minutes = sum({float(row["minutes"]) * int(row["seeds"]) for row in rows if row["minutes"]})
         planned, done = {row["row"] for row in rows}, {row["row"] for row in rows if row["ours"]}
         some = f", {len(done)} of {len(planned)} rows" * (done != planned)
@@ -48,7 +48,7 @@ def verdict_counts(rows: Iterable[Row]) -> str:
 
 
 def published_numbers(names: Iterable[str]) -> str:
-    """How many published numbers there are, and how many have each verdict."""
+    """A sentence with the number of published numbers, and how many of them have each verdict."""
     rows = [row for name in names for row in results.read(name) if row["published"] and row["ours"]]
     kinds = [[row for row in rows if row["verdict"].startswith(word)] for word in VERDICTS]
     reproduced, missed, partial = map(len, kinds)
@@ -61,12 +61,12 @@ def published_numbers(names: Iterable[str]) -> str:
 
 
 def shares(rows: Iterable[Row]) -> list[str]:
-    """Shares of the published training among the rows, the largest first."""
+    """The different shares of the published training among the rows, the largest first."""
     return [f"{100 * share:.3g} %" for share in sorted({float(row["share"]) for row in rows if row["share"]})[::-1]]
 
 
 def result_table(rows: Sequence[Row], numbers: Sequence[str]) -> str:
-    """One line per row with a result, and a column for each of the numbers."""
+    """A table with one line for each row that has a result, and a column for each of the numbers."""
     found = by_row(rows)
     names = [name for name, its in found.items() if any(number in its for number in numbers)]
     cells = [[name, *(result_cell(found[name], number) for number in numbers)] for name in names]
@@ -74,7 +74,7 @@ def result_table(rows: Sequence[Row], numbers: Sequence[str]) -> str:
 
 
 def pivot_table(rows: Sequence[Row], numbers: Sequence[str], separator: str, row_first: bool = True) -> str:
-    """Rows named "A: B" or "A, B" as a table: a line for each A (row_first) or B, a column for each of the others."""
+    """A table of rows named "A: B" or "A, B": lines are the A and columns the B (or reversed, unless row_first)."""
     found: dict[str, dict[str, str]] = {}
     for name, its in by_row(rows).items():
         first, _, last = name.partition(separator) if row_first else name.rpartition(separator)
@@ -86,7 +86,7 @@ def pivot_table(rows: Sequence[Row], numbers: Sequence[str], separator: str, row
 
 
 def by_row(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
-    """row -> number -> its result; omits what has none."""
+    """Name of a row -> number -> its result; omits numbers without a result."""
     found: dict[str, dict[str, Row]] = {}
     for row in (row for row in rows if row["ours"]):
         found.setdefault(row["row"], {})[row["number"]] = row
@@ -94,7 +94,7 @@ def by_row(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
 
 
 def result_cell(its: dict[str, Row], number: str) -> str:
-    """A result with its standard deviation, and the published value in brackets."""
+    """Format a result with its standard deviation, and the published value in brackets."""
     row = its.get(number, {})
     ours, published = (row.get(name) for name in ("ours", "published"))
     if not ours:
@@ -104,13 +104,13 @@ def result_cell(its: dict[str, Row], number: str) -> str:
 
 
 def titled(rows: Iterable[Row], number: str) -> str:
-    """The column title of a number, which says whether published values stand beside ours."""
+    """The column title of a number; it says whether the cells also have published values."""
     is_published = any(row["published"] for row in rows if row["number"] == number and row["ours"])
     return column_title(number) + " (published)" * is_published
 
 
 def column_title(number: str) -> str:
-    """final/test_nll_nats as "test NLL (nats)", best/nll_nats as "best validation NLL (nats)"."""
+    """Format final/test_nll_nats as "test NLL (nats)", and best/nll_nats as "best validation NLL (nats)"."""
     words = number.removeprefix("final/").replace("best/", "best validation ").replace("peak_", "peak memory_")
     words = words.replace("saved_", "saved for backward_").replace("_mib", "_(MiB)")
     words = re.sub(r"_(nats|ms)$", r"_(\1)", words).replace("_", " ") + " (%)" * (display_scale(number) == 100)
@@ -118,14 +118,14 @@ def column_title(number: str) -> str:
 
 
 def error_line(rows: Sequence[Row]) -> str:
-    """Our and the published test errors of a reproduction, in one line."""
+    """A line with our and the published test errors of a reproduction."""
     found = [row for row in rows if row["number"] == "final/test_accuracy" and row["published"]]
     errors = {row["row"]: [100 * (1 - float(row[whose])) for whose in ("ours", "published")] for row in found}
     return "; ".join(f"{name} **{ours:.2f} %** ({published:.2f} %)" for name, (ours, published) in errors.items()) + "."
 
 
 def width_table(rows: Sequence[Row]) -> str:
-    """Figure 4: a line per target, a column per width M of the CNF, with the planar flow of depth K = M."""
+    """The table for Figure 4: a line per target, a column per width M of the CNF and depth K = M of the planar flow."""
     found: dict[str, dict[str, list[str]]] = {}
     for name, its in by_row(rows).items():
         if KL in its:
@@ -137,8 +137,10 @@ def width_table(rows: Sequence[Row]) -> str:
 
 
 def solver_table(rows: Sequence[Row]) -> str:
-    """Figure 3, a trained model under other solvers at every second tolerance: forward and backward NFE, error of the
-    output."""
+    """The table for Figure 3: a trained model with other solvers, at every second tolerance.
+
+    The cells have forward and backward NFE, and the error of the output.
+    """
     found: dict[tuple[str, str], Row] = {}
     for row in rows:
         solver, _, tol = row["row"].partition(" at ")

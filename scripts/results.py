@@ -1,10 +1,11 @@
-"""The committed measurements: docs/results/NAME.MACHINE.torch-VERSION.csv, one of each name.
+"""The committed measurements: docs/results/NAME.MACHINE.torch-VERSION.csv, one file for each NAME.
 
     python scripts/results.py NAME FILE.csv      store a measurement, replacing the previous one
 
-FILE.csv comes from `odebench reproduce` (reproduction.csv) or `odebench bench` (results.csv). Results that do not
-depend on the machine, such as NFE, are named after the versions alone. The pages take their tables from these files:
-``render_tables.py``. Benchmarks of other machines are kept in docs/results/other_machines/, since its ratios differ.
+FILE.csv comes from `odebench reproduce` (reproduction.csv) or `odebench bench` (results.csv). Files of results that do
+not depend on the machine, such as NFE, have only the versions in their name. ``render_tables.py`` makes the tables of
+the pages from these files. Benchmarks of other machines are in docs/results/other_machines/, since ratios of times
+differ between machines.
 """
 
 import argparse
@@ -26,7 +27,7 @@ OTHERS, BENCH = "other_machines", "bench_"
 
 
 def path_of(name: str) -> Path:
-    """The file of a name; SystemExit if there is not exactly one."""
+    """The path of the file with this NAME. Raises SystemExit if there is not exactly one."""
     found = sorted(RESULTS.glob(f"{name}.*.csv"))
     if len(found) != 1:
         raise SystemExit(f"{RESULTS} has {len(found)} files {name}.*.csv; one is needed")
@@ -34,20 +35,20 @@ def path_of(name: str) -> Path:
 
 
 def read(name: str) -> list[dict[str, str]]:
-    """The rows of a name, as strings."""
+    """Read the rows of the file with this NAME, as strings."""
     return read_csv(path_of(name))
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file, as strings."""
+    """Read the rows of a CSV file, as strings."""
     with open(path, encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
 def keep(name: str, rows: Sequence[dict[str, Any]]) -> Path:
-    """Write rows to a file named after name, machine and torch.
+    """Write rows to a file named after NAME, machine and version of torch; returns its path.
 
-    Replaces files of that name; a benchmark of another machine moves to `OTHERS`.
+    Replaces files with this NAME, but a benchmark of another machine is moved to `OTHERS`.
     """
     machine = machines(rows)
     for old in RESULTS.glob(f"{name}.*.csv"):
@@ -65,26 +66,26 @@ def keep(name: str, rows: Sequence[dict[str, Any]]) -> Path:
 
 
 def machines(rows: Iterable[dict[str, Any]]) -> list[str]:
-    """["intel-xeon"] of "Intel(R) Xeon(R) Processor, threads: 1, torch 2.13.0+cpu"; [] if no machine is given."""
+    """The machine for a file name: ["intel-xeon"] for "Intel(R) Xeon(R) Processor, threads: 1"; [] if none is given."""
     descriptions = {one for row in rows for one in (row.get("cpu") or row.get("machine") or "").split("; ") if one}
     plain = {re.sub(r"\(\w+\)|\b(Processor|CPU)\b|@.*|,.*", "", one) for one in descriptions}
     return ["_".join(sorted("-".join(re.findall(r"\w+", one.lower())) for one in plain))] if plain else []
 
 
 def versions(rows: Iterable[dict[str, Any]]) -> list[str]:
-    """["torch-2.13.0"]: from its column, or from the description of the machine."""
+    """The version for a file name, ["torch-2.13.0"], from the column torch or from the description of the machine."""
     descriptions = " ".join(f"torch {row['torch']}" if "torch" in row else row.get("machine") or "" for row in rows)
     found = sorted(set(re.findall(r"torch (\d+\.\d+\.\d+)", descriptions)))
     return [f"torch-{'_'.join(found)}"] if found else []
 
 
 def link(name: str) -> str:
-    """Link the file of a name from a page in docs/."""
+    """A link to the file with this NAME, for a page in docs/."""
     return f"[{name}]({RESULTS.name}/{path_of(name).name})"
 
 
 def measured(names: Iterable[str]) -> str:
-    """The days, processors and torch versions of several names."""
+    """A sentence with the days, processors and torch versions of the files with these NAMEs."""
     rows = [row for name in names for row in read(name)]
     days = sorted({row["date"] for row in rows} - {""})
     processors = sorted({(row.get("cpu") or row.get("machine") or "").partition(",")[0] for row in rows} - {""})
@@ -93,18 +94,18 @@ def measured(names: Iterable[str]) -> str:
 
 
 def sources(names: Iterable[str]) -> str:
-    """`measured`, and links to the files."""
+    """The sentence of `measured`, and links to the files."""
     names = list(names)
     return f"{measured(names)}. Files, with the machine and date of each row: {', '.join(map(link, names))}."
 
 
 def machine_here() -> dict[str, Any]:
-    """Columns that describe this machine."""
+    """The columns that describe this machine."""
     return {"machine": cpu_model(), "cores": len(os.sched_getaffinity(0))}
 
 
 def versions_here() -> dict[str, str]:
-    """Columns with versions and date; enough for results that do not depend on the machine."""
+    """The columns with versions and date, which are enough for results that do not depend on the machine."""
     return {"python": platform.python_version(), "torch": version("torch"), "date": f"{date.today()}"}
 
 

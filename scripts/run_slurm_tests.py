@@ -1,9 +1,10 @@
-"""Slow tests of SLURM on a local cluster.
+"""Run slow tests of SLURM on a local cluster.
 
     python scripts/run_slurm_tests.py [EPOCHS]
 
-A training longer than its time limit, a node that fails, and more jobs than fit into an array. Prints the outcome of
-each; results of trainings are compared with those of an uninterrupted run. Needs Debian's SLURM (local_slurm.sh).
+Tests a training that is longer than its time limit, a node that fails, and more jobs than fit into an array. Prints the
+outcome of each. Results of trainings are compared with those of an uninterrupted run. Needs Debian's SLURM
+(local_slurm.sh).
 """
 
 import json
@@ -26,7 +27,7 @@ from odebench.sweep.folder import Sweep, load_sweep
 from odebench.sweep.slurm import jobs_in_queue
 
 SCRIPT = Path(__file__).resolve().parent / "local_slurm.sh"
-# The epochs are for a training of some minutes, longer than its time limit.
+# So many epochs that the training takes some minutes, longer than its time limit.
 EPOCHS = int(sys.argv[1]) if len(sys.argv) > 1 else 2500
 TRAINING = [*TINY_MODEL, *TINY, *LONG, f"trainer.epochs={EPOCHS}", "trainer.checkpoint_minutes=0.05"]
 TRAINING += [f"trainer.measure_every={EPOCHS}"]
@@ -38,13 +39,13 @@ def submit(path: Path, *words: str) -> Sweep:
 
 
 def restarts(sweep: Sweep) -> int:
-    """Number of times that the first job was resumed."""
+    """The number of times that the first job was resumed."""
     manifest = json.loads((sweep.job_folder(sweep.jobs[0]) / "manifest.json").read_text())
     return len(manifest.get("resumed", []))
 
 
 def wait_for_end(sweep: Sweep) -> None:
-    """Wait for the end of a job that SLURM requeues."""
+    """Wait until a job that SLURM requeues has ended."""
     wait_until(lambda: not jobs_in_queue(sweep), 1800)
     assert statuses(sweep.path) == ["done"], statuses(sweep.path)
 

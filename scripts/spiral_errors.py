@@ -1,11 +1,12 @@
-"""Where the errors of a latent ODE on spirals come from: its encoder, or its field and decoder.
+"""Find out whether the errors of a latent ODE on spirals come from its encoder, or from its field and decoder.
 
     python scripts/spiral_errors.py RUN...     finished runs of experiment=paper/latent_ode_spirals, two minutes each
 
-RMSE against the curve without noise, within the window and beyond: of training series whose curve goes on far enough,
-of the test series, and of these from the initial states that explain their observed points best, found by gradient
-descent from the encoder's mean. The error that remains is that of field and decoder, the rest is the encoder's. The
-mean over the runs of each number of points goes to docs/results/spiral-errors.*.csv and to docs/reproduced.md.
+Measures the RMSE against the curve without noise, within the window and beyond it, three times: for training series
+whose curve is long enough; for the test series; and for the test series solved from the initial states that explain
+their observed points best, found by gradient descent from the encoder's mean. The third error is that of field and
+decoder; the rest of the second comes from the encoder. Means over the runs with the same number of points are written
+to docs/results/spiral-errors.*.csv and docs/reproduced.md.
 """
 
 import statistics
@@ -29,13 +30,13 @@ solve = partial(ode.solve, rtol=1e-5, atol=1e-5)
 
 
 def whole(series: SeriesSplit) -> Tensor:
-    """The series whose curve reaches the last time that any has."""
+    """The indices of the series whose curve reaches the last time of all series."""
     lengths = series.offsets.diff()
     return (lengths == lengths.max()).nonzero().squeeze(1)
 
 
 def errors(run: TrainedRun, series: SeriesSplit, best: bool) -> tuple[float, float]:
-    """RMSE within the window and beyond it. best: from the initial states of ``best_states``."""
+    """The RMSE within the window and beyond it. best: whether to start from the initial states of ``best_states``."""
     model, chosen = run.model, whole(series)
     inputs, truth = series.inputs(chosen), series.noiseless(chosen)
     with torch.no_grad():
@@ -50,7 +51,7 @@ def errors(run: TrainedRun, series: SeriesSplit, best: bool) -> tuple[float, flo
 
 
 def decoded(model: torch.nn.Module, z0: Tensor, times: Tensor) -> Tensor:
-    """Decode the solutions from z0 [B, L]: [B, T, D]."""
+    """Solve from z0 [B, L] and decode the states to values [B, T, D]."""
     latents, _ = model.solve(z0.unsqueeze(0), times, solve)
     return model.decoder(latents)[0]
 
@@ -70,7 +71,7 @@ def best_states(model: torch.nn.Module, z0: Tensor, times: Tensor, values: Tenso
 
 
 def measure(runs: Iterable[TrainedRun]) -> list[dict[str, object]]:
-    """A row for each number of observed points, over its runs."""
+    """Make a row for each number of observed points, with means over the runs with this number."""
     found: dict[int, list[dict[str, float]]] = {}
     for run in runs:
         data = build_data("spirals", options_of(run.settings.data), run.settings.seed)
@@ -94,7 +95,7 @@ def measure(runs: Iterable[TrainedRun]) -> list[dict[str, object]]:
 
 
 def main() -> None:
-    """Measure, write, render."""
+    """Measure, write the CSV file, and render the page."""
     results.keep("spiral-errors", measure(map(load_run, sys.argv[1:])))
     render_pages()
 

@@ -1,6 +1,6 @@
 """Models as a user of torchdiffeq writes them, for ``compare_training_step.py``.
 
-Each uses the weights of one of odebench's models, and has the same loss. The fields count their evaluations in ``nfe``.
+Each model has the weights of one of odebench's models, and the same loss. Fields count their evaluations in ``nfe``.
 """
 
 import math
@@ -19,7 +19,7 @@ SOLVES = {"adjoint": odeint_adjoint, "backprop": odeint}
 
 
 class TorchdiffeqModel:
-    """A loss around one solve of ``field`` by dopri5."""
+    """Base class of a model: a loss around one solve of ``field`` by dopri5."""
 
     field: Any
 
@@ -27,19 +27,19 @@ class TorchdiffeqModel:
         self.model, self._solve, self._tol = model, SOLVES[gradient], tol
 
     def solve(self, y0: Any, times: Tensor) -> Any:
-        """The states at the times."""
+        """Return the states at the times."""
         return self._solve(self.field, y0, times, rtol=self._tol, atol=self._tol, method="dopri5")
 
 
 class TorchdiffeqODENet(TorchdiffeqModel):
-    """ODE-Net as published (Chen et al. 2018): the time prepended as a channel."""
+    """ODE-Net as published (Chen et al. 2018), with the time prepended as a channel."""
 
     def __init__(self, model: Any, tol: float, gradient: str) -> None:
         super().__init__(model, tol, gradient)
         self.field = TorchdiffeqConvField(model.field)
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """Cross-entropy of images and labels."""
+        """The cross-entropy of a batch of images and labels."""
         images, labels = batch
         y = self.solve(self.model.stem(to_float(images)), torch.tensor([0.0, 1.0]))[1]
         return F.cross_entropy(self.model.head(y), labels)
@@ -66,7 +66,7 @@ class TorchdiffeqCNF(TorchdiffeqModel):
         self.field = TorchdiffeqGatedField(model.transforms[0].field)
 
     def loss(self, batch: Tensor) -> Tensor:
-        """Negative log-likelihood of samples [B, D]."""
+        """The negative log-likelihood of samples [B, D]."""
         times = torch.tensor([self.model.end_time, 0.0])
         z, trace = self.solve((batch, torch.zeros(len(batch), 1)), times)
         base = torch.distributions.Normal(0.0, math.sqrt(self.model.base_variance))
@@ -74,7 +74,7 @@ class TorchdiffeqCNF(TorchdiffeqModel):
 
 
 class TorchdiffeqGatedField(nn.Module):
-    """Chen et al. 2018, section 4: hidden units whose parameters come from t."""
+    """The field of Chen et al. 2018, section 4: a network computes the parameters of its hidden units from t."""
 
     def __init__(self, field: Any) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class TorchdiffeqLatentODE(TorchdiffeqModel):
         self.field = TorchdiffeqLatentField(model.field)
 
     def loss(self, batch: SeriesTrainingBatch) -> Tensor:
-        """The negative evidence lower bound, one latent sample."""
+        """The negative evidence lower bound, with one latent sample."""
         model, inputs = self.model, batch.inputs
         gaps = torch.diff(inputs.times, prepend=torch.zeros(1)).expand(len(inputs), -1).unsqueeze(-1)
         seen = torch.cat([inputs.values, inputs.mask, gaps], -1).flip(1)
@@ -124,7 +124,7 @@ class TorchdiffeqLatentODE(TorchdiffeqModel):
 
 
 class TorchdiffeqLatentField(nn.Module):
-    """A network of the state, without the time."""
+    """A field that is a network of the state and does not depend on the time."""
 
     def __init__(self, field: Any) -> None:
         super().__init__()
