@@ -144,9 +144,11 @@ def _without_excluded(columns: Mapping[str, type[HParam]]) -> dict[str, type[HPa
 def _hint_type(hint: Any) -> type[HParam]:
     """Return the type of a setting's column from the annotation of the setting; None in a union is ignored."""
     kinds = [kind for kind in get_args(hint) if kind is not type(None)] or [hint]
+    if kinds[0] is bool:
+        return bool
     if any(get_origin(kind) in (tuple, Literal) for kind in (hint, *kinds)):
         return str
-    return bool if kinds[0] is bool else float if kinds[0] in (int, float) else str
+    return float if kinds[0] in (int, float) else str
 
 
 def _session_group(folder: Path) -> str:
@@ -249,7 +251,8 @@ def _to_hparam(value: Any, kind: type[HParam]) -> HParam | None:
     if kind is str:
         return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     if kind is bool:
-        return value if isinstance(value, bool) else None
+        # A word, such as solver.compile=solve, counts as true.
+        return bool(value) if isinstance(value, bool | str) else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if math.isfinite(value) else None

@@ -126,6 +126,9 @@ def test_a_column_has_the_same_type_in_every_run_and_null_is_left_out():
     other = hparams({"solver": {"first_step": 0.1, "steps": None, "rtol": 1e-3}, "seed": 2})
     assert first == {"solver.steps": 20.0, "seed": 1.0}
     assert other == {"solver.first_step": "0.1", "solver.rtol": 1e-3, "seed": 2.0}
+    # A column of true and false keeps its type where words are allowed, too.
+    compiled = [hparams({"solver": {"compile": value}}) for value in (False, True, "solve")]
+    assert compiled == [{"solver.compile": value} for value in (False, True, True)]
     mine = hparams({"model": {"name": "mine", "layers": [2, 3], "gate": True, "depth": 3}, "data": {"root": "/x"}})
     assert mine == {"model.name": "mine", "model.layers": "2, 3", "model.gate": True, "model.depth": 3.0}
 
