@@ -2,8 +2,8 @@
 
     python scripts/measure_compiled_solves.py tiny mlp --repeats 200
 
-One thread. The three run in turns, so that a drift of the machine's speed affects all; the numbers are the shortest
-times. They are CPU time, as another program on the same cores lengthens wall time. Compiling takes minutes.
+Uses one thread. The three run in turns, so that a drift of the machine's speed affects all. The numbers are the
+shortest times. They are CPU time, since another program on the same cores lengthens wall time. Compiling takes minutes.
 """
 
 import argparse
@@ -19,7 +19,7 @@ VARIANTS = {"eager": False, "compiled step": "step", "compiled solve": "solve"}
 
 
 def forward(problem: CaseProblem, compile: bool | str) -> Callable[[], object]:
-    """A solve without a gradient."""
+    """Make a function that solves without a gradient."""
     tol = problem.case.tol
 
     def run() -> object:
@@ -30,7 +30,7 @@ def forward(problem: CaseProblem, compile: bool | str) -> Callable[[], object]:
 
 
 def gradient(problem: CaseProblem, compile: bool | str) -> Callable[[], object]:
-    """A solve and the gradient of the bench's loss with respect to the state and the parameters."""
+    """Make a function that solves and computes the gradient of ``cases.loss`` for the state and the parameters."""
     tol, y0 = problem.case.tol, problem.state.clone().requires_grad_()
 
     def run() -> object:
@@ -41,7 +41,7 @@ def gradient(problem: CaseProblem, compile: bool | str) -> Callable[[], object]:
 
 
 def shortest_times(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """The shortest CPU time of each in ms, and of the first call in seconds, printed."""
+    """Return the shortest CPU time of each function in ms; print that of its first call in seconds."""
     for name, run in runs.items():
         start = time.process_time()
         run()
@@ -59,7 +59,7 @@ def main() -> None:
     """Print a line for each case and kind of solve."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="+", choices=list(CASES), metavar="CASE")
-    parser.add_argument("--repeats", type=int, default=200, help="timed runs of each; by default 200")
+    parser.add_argument("--repeats", type=int, default=200, help="timed runs of each solve; by default 200")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for name in arguments.cases:

@@ -1,7 +1,7 @@
-"""Write configs/solver/NAME.yaml for each method of the table: python scripts/solver_options.py
+"""Write configs/solver/NAME.yaml for each method in ``METHODS``: python scripts/solver_options.py
 
-The comment of a file, which `odebench list solvers` prints, and its further defaults are kept. The comment of a new
-file is the source of the method.
+A file keeps its first line, the comment that `odebench list solvers` prints, and its further defaults. The comment of a
+new file is the source of the method.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ FIXED_BY_DEFAULT = {"implicit_euler"}  # although it estimates its error
 
 
 def option_text(name: str, method: Method, text: str = "") -> str:
-    """The text of a method's file. text: the present one, if there is a file."""
+    """The new text of a method's file. text: the present text, if there is a file."""
     comment, _, _, *defaults = text.splitlines() or [f"# {method.source}", "", ""]
     kind = "_adaptive" if method.adaptive and name not in FIXED_BY_DEFAULT else "_fixed"
     return "\n".join([comment, f"defaults: [{kind}]", f"name: {name}", *defaults, ""])

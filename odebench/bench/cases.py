@@ -23,7 +23,7 @@ STIFF = ("kvaerno5", "rodas4", "radau", "bdf", "lsoda")
 
 @dataclass(frozen=True)
 class BenchmarkCase:
-    """An initial value problem to compare libraries on.
+    """An initial value problem on which libraries are compared.
 
     name, description: the name on the command line, and one line for the table.
     field, state: functions that make the vector field f(t, y), and the state at the first time.

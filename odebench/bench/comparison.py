@@ -29,7 +29,7 @@ ProgressCallback = Callable[[str], None]
 
 @dataclass(frozen=True)
 class BenchmarkPlan:
-    """The measurements to make.
+    """What to measure.
 
     modes, libraries: those to run, in the order of the table.
     methods, tols: those to use; None uses those of each case.

@@ -54,7 +54,7 @@ class DiffraxServer:
         self._counts: dict[tuple[str, str, float], int] = {}
 
     def prepare(self, mode: str, method: str, tol: float) -> dict[str, Any]:
-        """Compile a solve, run it, and count its evaluations in separate runs."""
+        """Compile a solve and run it; other runs count its evaluations. See ``DiffraxClient.prepare``."""
         import jax
 
         inputs = (self._parameters, self._state)

@@ -29,7 +29,7 @@ class ReferenceSolution:
 
 
 def solve_reference(problem: CaseProblem, gradients: bool) -> ReferenceSolution:
-    """Solve in float64, with the gradients of ``cases.loss`` if ``gradients``.
+    """Solve in float64. If ``gradients``, also compute the gradients of ``cases.loss``.
 
     Raises ModuleNotFoundError for a stiff case without SciPy.
     """

@@ -16,8 +16,8 @@ from odebench.errors import UsageError
 
 NUM_TEST = 1000
 NOTE = (
-    "mnist5k: 5,000 of MNIST's 70,000 images, so accuracies are not MNIST's; for all of them: "
-    "data=mnist data.root=DIR (torchvision's layout inside), or data=mnist alone to download them"
+    "mnist5k: 5,000 of MNIST's 70,000 images, so accuracies are not those of MNIST; for all images use "
+    "data=mnist data.root=DIR (a folder with torchvision's layout), or data=mnist alone to download them"
 )
 
 
@@ -30,7 +30,7 @@ def mnist5k(*, root: str | None, validation: int, train_limit: int | None, augme
     if root is not None:
         raise UsageError(
             f"data=mnist5k reads no folder, so data.root={root} would have no effect; "
-            f"for the MNIST in that folder: data=mnist data.root={root}"
+            f"to use MNIST from that folder: data=mnist data.root={root}"
         )
     path = Path(DATA_PATH)
     packed = path.read_bytes()

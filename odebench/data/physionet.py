@@ -80,8 +80,8 @@ def physionet2012(
 def quantise(records: Records, quantisation: int, static: bool) -> tuple[SeriesSplit, int, int]:
     """Make series from the records, with times rounded to multiples of ``quantisation`` minutes, in units of 48 hours.
 
-    Values of one parameter at the same rounded time are averaged. Returns the series, by how many averaging reduced the
-    number of values, and the number of records that were dropped because they hold descriptors only.
+    Values of one parameter at the same rounded time are averaged. Returns the series; the number of values before
+    averaging less that after it; and the number of records that were dropped because they hold descriptors only.
     """
     num, dim, stride = len(records.ids), len(PARAMETERS), SPAN_MINUTES + 1
     first = 0 if static else len(STATIC)

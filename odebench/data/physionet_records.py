@@ -146,7 +146,7 @@ def parse_record(path: str, content: bytes) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def _first_error(path: str, header: str, lines: list[str]) -> UsageError:
-    """The error for the first invalid line of a record."""
+    """Make the error message for the first invalid line of a record."""
     if header != _HEADER:
         return UsageError(f"{path} is not a record of the challenge: it does not begin with {_HEADER}")
     before = "00:00"
@@ -207,7 +207,7 @@ def _fingerprint(paths: list[Path]) -> str:
 
 
 def _members(path: Path, letter: str) -> Iterator[tuple[str, bytes]]:
-    """Name and content of each file of this set in an archive.
+    """Yield the name and the content of each file in an archive that belongs to this set.
 
     Raises UsageError for an archive that cannot be read to its end, or that holds a link or a path outside its folder.
     """
@@ -233,7 +233,7 @@ def _tar_entries(path: Path) -> Iterator[Entry]:
 
     Reads the archive to its end.
     """
-    # Not in tarfile's stream mode, which does not notice a truncated file.
+    # tarfile's stream mode is not used here, since it does not notice a truncated file.
     with tarfile.open(path) as archive:
         for member in archive:
             yield member.name, member.isfile() or member.isdir(), partial(_read_tar, archive, member)

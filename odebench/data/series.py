@@ -35,7 +35,7 @@ class SeriesBatch:
         return len(self.values)
 
     def rows(self, rows: slice) -> "SeriesBatch":
-        """The batch of some of the series, on the same times."""
+        """A batch of some of these series, on the same times."""
         labels = None if self.labels is None else self.labels[rows]
         return SeriesBatch(self.times, self.values[rows], self.mask[rows], labels)
 
@@ -206,7 +206,7 @@ class SeriesData:
                 )
             labels = split.labels
             if (labels is None) != (self.train.labels is None):
-                raise UsageError(f"the {name} series and those for training must both have labels, or neither")
+                raise UsageError(f"the {name} series and the training series must both have labels, or neither")
             if labels is not None and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
                 raise UsageError(f"a label of the {name} series is outside 0 to {self.num_classes - 1}")
 

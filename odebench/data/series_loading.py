@@ -27,9 +27,10 @@ def series_from_arrays(
     labels: np.ndarray | None = None,
     truth: np.ndarray | None = None,
 ) -> SeriesSplit:
-    """Make series from NumPy arrays of any float type: lengths [N] in points, times [P], values [P, D].
+    """Make series from NumPy arrays of any float type. All observed points are inputs and targets.
 
-    mask: None if all values are observed. ids: None for 0, 1, .... All observed points are inputs and targets.
+    lengths: [N], the number of points of each series. times: [P]. values: [P, D]. mask: [P, D], or None if all values
+    are observed. ids: [N], or None for 0, 1, 2, ....
     """
     lengths = np.asarray(lengths)
     is_observed = torch.ones(values.shape, dtype=torch.bool) if mask is None else torch.from_numpy(mask)
@@ -122,8 +123,8 @@ def draw_inputs(split: SeriesSplit, observed: int | float, random: np.random.Ran
 def assign_roles(split: SeriesSplit, mode: Mode, span: float) -> SeriesSplit:
     """Set which points are inputs and which are targets.
 
-    interpolation: all observed points are both; extrapolation: those in the first half of the span are inputs, those in
-    the second half targets (Rubanova et al. 2019, section 4).
+    mode: with "interpolation" all observed points are both; with "extrapolation" the points in the first half of the
+    span are inputs, and those in the second half are targets (Rubanova et al. 2019, section 4).
     """
     if mode == "interpolation":
         return split

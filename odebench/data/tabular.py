@@ -124,7 +124,7 @@ def _find(root: str | None, name: str) -> Path:
 
 
 def _array(path: Path) -> np.ndarray:
-    """The array of a .npy file. Raises OSError; ValueError if it is damaged or holds objects, which are pickles."""
+    """Read the array in a .npy file. Raises OSError, or ValueError if it is damaged or holds objects (pickles)."""
     with path.open("rb") as file:
         try:
             return np.lib.format.read_array(file, allow_pickle=False)
@@ -133,7 +133,7 @@ def _array(path: Path) -> np.ndarray:
 
 
 def _table(path: Path, columns: int) -> np.ndarray:
-    """The numbers of a .npy file, which must have this number of columns."""
+    """Read the numbers in a .npy file. Raises UsageError unless it has this number of columns."""
     try:
         table = _array(path)
     except (OSError, ValueError) as error:
@@ -145,7 +145,7 @@ def _table(path: Path, columns: int) -> np.ndarray:
 
 
 def _frame(path: Path) -> "DataFrame":
-    """The numbers of a .csv or .npy file, with the names of its columns."""
+    """Read the numbers in a .csv or .npy file, with the names of the columns."""
     import pandas  # takes half a second
 
     try:
@@ -158,7 +158,7 @@ def _frame(path: Path) -> "DataFrame":
 
 
 def _signal(path: Path) -> np.ndarray:
-    """The features, [N, D], of the rows whose first column, the class, is 1."""
+    """Read the features [N, D] of the rows of class 1; the class is the first column."""
     values = _frame(path).to_numpy()
     signal = values[values[:, 0] == 1, 1:]
     if not len(signal):
@@ -167,7 +167,7 @@ def _signal(path: Path) -> np.ndarray:
 
 
 def _split(table: np.ndarray) -> Splits:
-    """Split: the last tenth is for test, the last tenth of the rest for validation."""
+    """Split the rows: the last tenth is for test, the last tenth of the rest for validation."""
     num_test = len(table) // 10
     num_validation = (len(table) - num_test) // 10
     train, validation, test = np.split(table, [len(table) - num_test - num_validation, len(table) - num_test])

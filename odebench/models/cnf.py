@@ -51,7 +51,7 @@ class GatedField(nn.Module):
         return _velocity(u, s), torch.mv(slope, along) if along.dim() == 1 else (slope * along).sum(-1)
 
     def _units(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """w and 2 sigma u / M [D, M], or [B, D, M] if t is [B], and s [B, M]."""
+        """Return w and 2 sigma u / M, each [D, M], or [B, D, M] if t is [B]; and s [B, M]."""
         w, b, u, gate = self.hypernetwork(t.unsqueeze(-1)).split(self._parts, -1)
         w = w.view(*t.shape, self.size, self.width)
         u = u.view(w.shape) * (torch.sigmoid(gate) * (2 / self.width)).unsqueeze(-2)

@@ -48,7 +48,7 @@ class TimeConv2d(nn.Conv2d):
         super().__init__((in_width or width) + 1, width, kernel_size=3, padding=1)
 
     def forward(self, t: Tensor, x: Tensor) -> Tensor:  # type: ignore[override]
-        """[B, width, H, W]; t: scalar, or [B], one time for each row; x: [B, in_width, H, W]."""
+        """Return [B, width, H, W]. t: scalar, or [B], one time for each row; x: [B, in_width, H, W]."""
         of_time, of_state = self.weight.split((1, self.in_channels - 1), dim=1)
         plane = F.conv2d(x.new_ones(1, 1, *x.shape[2:]), of_time, padding=1)
         assert self.bias is not None

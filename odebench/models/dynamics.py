@@ -52,13 +52,13 @@ class RegularisationTerms:
         return {name: weight for name, weight in weights.items() if weight}
 
     def integrand(self, name: str) -> Integrand:
-        """The integrand of an integral, by its name."""
+        """The integrand of the integral with this name."""
         if name == "taylor":
             return functools.partial(taylor_norm, order=self.taylor_order)
         return {"kinetic": kinetic_energy, "jacobian": jacobian_norm}[name]
 
     def with_random_end(self, t: Tensor | Sequence[float]) -> Tensor:
-        """The times [..., T] with a random end time, drawn from torch's global random state."""
+        """Replace the last of the times [..., T] by a random one, drawn from torch's global random state."""
         t = times_as_tensor(t)
         shift = self.steer * (2 * torch.rand(()).item() - 1)
         before, end = t[..., -2:-1], t[..., -1:]

@@ -64,7 +64,7 @@ class PlanarLayers(nn.Module):
         return torch.stack([torch.lerp(states[k], states[k + 1], t - k) for k, t in zip(index, times, strict=True)]), ()
 
     def _constrained(self) -> tuple[Tensor, Tensor]:
-        """u [K, D] moved along w so that c = w . u = softplus(w . u) - 1 > -1, and c [K]."""
+        """Return u [K, D], moved along w, and c = w . u [K]; c is softplus(w . u) - 1 > -1 with the original u."""
         along = (self.w * self.u).sum(1)
         c = F.softplus(along) - 1
         return self.u + ((c - along) / self.w.square().sum(1)).unsqueeze(1) * self.w, c

@@ -26,7 +26,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stem, residual blocks, head (Chen et al. 2018, Table 1, with six blocks).
+    """A residual network: stem, residual blocks, head (Chen et al. 2018, Table 1, which has six blocks).
 
     blocks: the number of residual blocks; 1 and 0 show the effect of depth. The other arguments are those of ODENet.
     """

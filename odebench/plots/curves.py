@@ -92,12 +92,12 @@ def _draw_panel(axes: Axes, panel: _CurvePanel, rows: Sequence[Row]) -> None:
 
 
 def _curves(rows: Sequence[Row], panel: _CurvePanel) -> list[list[float]]:
-    """The values of a panel's curves."""
+    """The values of each curve in a panel."""
     return [_points(rows, tag, panel.scale)[1].tolist() for tag in panel.tags.values()]
 
 
 def _points(rows: Sequence[Row], tag: str, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and scaled values of the rows in which both are finite."""
+    """The steps and the scaled values of the tag in the rows in which both are finite."""
     pairs = [(row["step"], row[tag]) for row in rows if row.get("step") is not None and row.get(tag) is not None]
     array = np.asarray(pairs, dtype=float).reshape(-1, 2)
     array = array[np.isfinite(array).all(axis=1)]

@@ -32,7 +32,7 @@ def image_pairs(originals: np.ndarray, reconstructions: np.ndarray, title: str =
 
 
 def _rows(images: np.ndarray) -> list[np.ndarray]:
-    """Rows of up to ten images, each [n, H, W, 3]."""
+    """Arrange images in rows of up to ten; each row is [n, H, W, 3]."""
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f"images must be [N, 1 or 3, H, W], got {images.shape}")
     pixels = np.moveaxis(images, 1, 3).repeat(3 // images.shape[1], axis=3).astype(float)

@@ -142,7 +142,7 @@ def _candidate_positions(axes: Axes, line: LabelledPoints) -> Iterator[list[tupl
 
 
 def _merge_nearby(at: np.ndarray, labels: Sequence[str]) -> list[tuple[int, str]]:
-    """Index and label of each labelled point; nearby points share one label."""
+    """The index and the label of each point that gets a label; nearby points share one label."""
     found: dict[int, list[str]] = {}
     for index, label in enumerate(labels):
         if label:

@@ -37,14 +37,17 @@ def evaluated_run(group: RunGroup) -> Run | None:
 
 
 def evaluation_lines(collection: RunCollection, y: str, x: str = "tol") -> list[Line]:
-    """Plot lines of `y` against `x` over the evaluations of one run per group."""
+    """Make the lines of a plot of `y` against `x`, from the evaluations of one run per group."""
     return [
         line for label, run in named_groups(collection, evaluated_run) for line in lines_by_solver(label, run, y, x)
     ]
 
 
 def lines_by_solver(label: str, run: Run, y: str, x: str = "tol") -> list[Line]:
-    """Plot lines of `y` against `x` over a run's evaluations: one per solver and, if they vary, per gradient mode."""
+    """Make the lines of a plot of `y` against `x`, from the evaluations of one run.
+
+    There is one line per solver and, if there are several gradient modes, per gradient mode.
+    """
     several = len({row["gradient"] for row in read_evaluations(run)}) > 1
     return _evaluation_curves(
         run, lambda row: join_nonempty(_solver_label(label, row["solver"]), row["gradient"] if several else ""), x, y
@@ -57,7 +60,7 @@ def _solver_label(label: str, solver: str) -> str:
 
 
 def _evaluation_curves(run: Run, name_of: Callable[[Row], str], x: str, y: str) -> list[Line]:
-    """Plot lines of `y` against `x` over a run's evaluations, sorted by tolerance or steps.
+    """Make the lines of a plot of `y` against `x`, from a run's evaluations, sorted by tolerance or steps.
 
     name_of: gives the label of an evaluation's line. If an evaluation was repeated, the last result is used.
     Evaluations that differ in any setting except the tolerance or steps are on separate lines.

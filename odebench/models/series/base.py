@@ -57,7 +57,7 @@ class EventRates(nn.Module):
 
 
 class SeriesModel(nn.Module):
-    """A model of irregular series; see ``odebench.models.series`` for the call.
+    """Base class of the models of irregular series; see ``odebench.models.series`` for how a model is called.
 
     Subclasses call ``add_heads`` at the end of their ``__init__``.
 

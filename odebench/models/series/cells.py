@@ -48,7 +48,7 @@ class TimeGapCell(RecurrentCell):
         return hidden, torch.zeros_like(like), torch.zeros_like(like)
 
     def advance(self, state: State, gap: Tensor, solve: Solve, longest_gap: float) -> State:
-        """Take in the last observation."""
+        """Take in the last observation, whose gap to the next one is now known."""
         return self._take_in(state, gap), *state[1:]
 
     def update(self, state: State, values: Tensor, mask: Tensor) -> State:
