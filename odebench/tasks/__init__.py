@@ -1,4 +1,4 @@
-"""Tasks combine a model, its data and its loss. The trainer uses only the interface ``Task``."""
+"""A task combines a model, its data and its loss. The training loop uses only the interface ``Task``."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ __all__ = ["Loss", "Task", "build_task"]
 
 
 def build_task(settings: Settings, device: torch.device) -> Task:
-    """Build the task that the settings name: load its data and initialise its model on the device."""
+    """Build the task that the settings choose: load its data, and initialise its model on the device."""
     tasks: dict[str, Callable[[Settings, torch.device], Task]] = {
         "classification": ClassificationTask,
         "density": DensityTask,

@@ -24,14 +24,14 @@ from odebench.ode.per_sample import unwrap_rows
 from odebench.ode.plan import TooManyStepsError
 from odebench.ode.problem import times_as_tensor
 
-# Relative to the field's largest value: smaller differences are round-off, which on GPUs varies between evaluations.
+# Two evaluations may differ by this fraction of the field's largest value: on GPUs, round-off varies.
 _MAX_RELATIVE_ROUND_OFF = 1e-2
 
 
 def build_model(settings: Settings, data_properties: Mapping[str, Any]) -> nn.Module:
-    """Build the model that the settings name, initialised from torch's random state.
+    """Build the model that the settings choose. torch's random state determines its initial weights.
 
-    data_properties: in_channels, num_classes, shape, ...; the constructor gets those that are among its parameters.
+    data_properties: in_channels, num_classes, shape, ... The constructor gets those for which it has a parameter.
     """
     model = cast(Callable[..., nn.Module], lookup("model", settings.model.name, MODELS, settings.extensions))
     parameters = inspect.signature(model).parameters
@@ -42,12 +42,12 @@ def build_model(settings: Settings, data_properties: Mapping[str, Any]) -> nn.Mo
 class ConfiguredSolver:
     """``ode.solve`` with the solver and the gradient mode of the settings.
 
-    Called as solve(f, y0, t, **options); raises Diverged if the solve fails. With ``first_step="warm"`` each solve with
-    a graph starts with the step size that the first error estimate of the last solve allowed; checkpoints hold this
-    ``warm_step``.
+    Call it as solve(f, y0, t, **options). Raises Diverged if the solve fails. With ``first_step="warm"``, a solve that
+    records a graph starts with the step size that the first error estimate of the previous solve allowed. Checkpoints
+    contain this ``warm_step``.
 
-    differentiable: whether the solves are for training. dynamics: the settings of the regularised dynamics. Training
-    solves add their integrals to the loss; evaluation solves only measure them, and get them only for that.
+    differentiable: whether the solves are for training. dynamics: settings of the regularised dynamics. Solves for
+    training add the integrals to the loss. Solves for evaluation only measure the integrals, if ``dynamics`` is given.
     """
 
     def __init__(
@@ -73,16 +73,16 @@ class ConfiguredSolver:
             "first_step": None if self._warm else solver.first_step,
             "group": dist.group.WORLD if solver.sync_steps and differentiable and dist.is_initialized() else None,
         }
-        for name in ("options", "sync_steps", "stop_at_times"):  # no arguments of ode.solve
+        for name in ("options", "sync_steps", "stop_at_times"):  # settings that are not arguments of ode.solve
             del options[name]
-        # null stands for the default of ode.solve.
+        # A setting that is null means the default of ode.solve.
         self._options = {name: value for name, value in options.items() if value is not None}
 
     def __call__(self, f: Callable[..., Any], y0: Any, t: Any, **options: Any) -> ode.Solution:
-        """See ``odebench.ode.solve``.
+        """Solve an ODE; see ``odebench.ode.solve`` for the arguments.
 
-        Raises UsageError for a field that is not deterministic, and for more fixed steps than max_steps; Diverged if
-        the solve fails.
+        Raises UsageError if the field is not deterministic, or if there are more fixed steps than max_steps; Diverged
+        if the solve fails.
         """
         # Each solve may pass a new function object, but its code object stays the same.
         checked = f if isinstance(f, nn.Module) else getattr(f, "__code__", type(f))
@@ -103,10 +103,10 @@ class ConfiguredSolver:
         try:
             solution = solve(f, y0, t, **all_options)
         except ode.SolveError as error:
-            self.pop_penalty()  # otherwise the penalty of this step's other solves would count in the next step
+            self.pop_penalty()  # else the penalty of this training step's other solves would be added in the next one
             hint = "; a smaller optim.lr may help" if trains and error.outcome.status is ode.Status.non_finite else ""
             raise Diverged(f"{error}{hint}") from error
-        except TooManyStepsError as error:  # only the model knows the time span
+        except TooManyStepsError as error:  # not found earlier: only the model knows the time span
             line = f"solver.step_size={all_options['step_size']:g}: {error}"
             raise UsageError(line, "solver.step_size", "solver.max_steps") from error
         if warm:
@@ -114,9 +114,9 @@ class ConfiguredSolver:
         return solution
 
     def pop_penalty(self) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """Return and reset the penalty of all solves since the last call, and its integrals by tag.
+        """Return the penalty of all solves since the last call, and its integrals by tag. Resets both.
 
-        The penalty is None if there is none.
+        The penalty is None if no solve was regularised.
         """
         return self._regularised.pop_penalty() if self._regularised else (None, {})
 
@@ -125,7 +125,7 @@ class ConfiguredSolver:
 def _check_is_deterministic(f: Callable[..., Any], y0: Any, t: Tensor, args: Any) -> None:
     """Raise UsageError if the field changes between two evaluations at the same point.
 
-    Error control would take the noise for an error and shrink the steps without end. ``ode.solve`` finds only noise
+    Error control would treat this noise as an error and make the steps ever smaller. ``ode.solve`` finds only noise
     that torch draws, and raises ValueError.
     """
 
@@ -147,7 +147,7 @@ def _check_is_deterministic(f: Callable[..., Any], y0: Any, t: Tensor, args: Any
 
 
 def build_solvers(settings: Settings) -> tuple[ConfiguredSolver | None, ConfiguredSolver | None]:
-    """Build the solvers for training and for evaluation; (None, None) without an ODE."""
+    """Build the solvers for training and for evaluation. Returns (None, None) if the model solves no ODE."""
     if settings.solver.name == NO_SOLVER:
         return None, None
     gradient, extensions = settings.gradient, settings.extensions

@@ -1,4 +1,4 @@
-"""Classification of images."""
+"""The task of classifying images."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -23,7 +23,7 @@ class ClassificationTask(Task):
     """Classify images with the cross-entropy loss; see ``odebench.tasks.Task`` for the methods."""
 
     def __init__(self, settings: Settings, device: torch.device) -> None:
-        """Raises UsageError as ``Task``."""
+        """Build the model. Raises UsageError as ``Task`` does."""
         super().__init__(settings, device, ImageData)
         data: ImageData = self._data
         self._splits = {name: split.to(device) for name, split in data.splits().items()}
@@ -39,7 +39,7 @@ class ClassificationTask(Task):
         return ["loss", "accuracy", *(["nfe"] if self._eval_solve else [])]
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """uint8 images [B, C, H, W], augmented, and labels [B]."""
+        """Return augmented uint8 images [B, C, H, W] and labels [B]."""
         epoch, index = divmod(step, self.steps_per_epoch)
         chosen = batch_indices(len(self._train), self.batch_size, self._seed, epoch, index).to(self._device)
         images, labels = self._train.images[chosen], self._train.labels[chosen]
@@ -59,7 +59,10 @@ class ClassificationTask(Task):
 
     @torch.no_grad()
     def evaluate(self, split: str, model: nn.Module | None = None) -> dict[str, float]:
-        """Compute loss, accuracy with the ends of its 95 % Wilson interval, images, and nfe (mean over batches)."""
+        """Compute the metrics of a split; see ``odebench.tasks.Task``.
+
+        low, high: the ends of the 95 % Wilson interval of the accuracy. images: their number. nfe: mean over batches.
+        """
         model = (model or self.model).eval()
         loss = torch.zeros((), dtype=torch.float64, device=self._device)
         num_correct, nfe = 0, []
@@ -79,7 +82,7 @@ class ClassificationTask(Task):
         self._splits[split] = ImageSplit(part.images[:num], part.labels[:num])
 
     def format_metrics(self, metrics: Mapping[str, float]) -> list[tuple[str, str]]:
-        """Format accuracy (with its interval if the metrics have it) and loss."""
+        """Format the accuracy, with its interval if the metrics contain it, and the loss."""
         accuracy = f"{100 * metrics['accuracy']:.2f} %"
         if "low" in metrics:
             low, high = (f"{100 * metrics[end]:.2f}" for end in ("low", "high"))
@@ -88,7 +91,7 @@ class ClassificationTask(Task):
 
     @torch.no_grad()
     def predict(self, split: str) -> dict[str, list[Any]]:
-        """Return index, label, prediction and its probability for each image of a split, in the data set's order."""
+        """Return index, label, prediction and the prediction's probability for each image, in the data set's order."""
         probabilities = [
             self._evaluate(self.model.eval(), images)[0].softmax(1) for images, _ in self._batches(self._splits[split])
         ]
@@ -102,7 +105,7 @@ class ClassificationTask(Task):
 
     @torch.no_grad()
     def outputs(self, split: str, num: int) -> Tensor:
-        """Return the logits."""
+        """Return the logits [num, classes]."""
         return self._evaluate(self.model.eval(), self._splits[split].images[:num])[0]
 
     @torch.no_grad()
@@ -114,13 +117,13 @@ class ClassificationTask(Task):
         figures = {"confusion": confusion_matrix(counts)}
         images, _ = next(self._batches(self._splits["validation"]))
         _, solves = self._evaluate(self.model.eval(), images)
-        if solves and solves[0].step_sizes:  # per-sample stepping stores none
+        if solves and solves[0].step_sizes:  # per-sample stepping stores no step sizes
             sizes = solves[0].step_sizes
             figures["step_sizes"] = step_sizes(np.cumsum([solves[0].start, *sizes[:-1]]), sizes)
         return figures
 
     def _evaluate(self, model: nn.Module, images: Tensor) -> tuple[Tensor, tuple[Stats, ...]]:
-        """The logits, from bfloat16 in float32, and the statistics of the solves."""
+        """Return the logits (bfloat16 is converted to float32) and the statistics of the solves."""
         with self._autocast:
             logits, solves = model(to_float(images), self._eval_solve)
         return _at_least_float32(logits), solves

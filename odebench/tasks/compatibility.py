@@ -15,7 +15,8 @@ from odebench.models.series import LatentODE
 def check_density_model(model: Any, data: DensityData | ImageData, settings: Settings) -> None:
     """Raise UsageError if the data or the model lacks what the loss needs.
 
-    Also if the model would not model the density of the data.
+    Also raised if the model would be trained on something else than the data: augmented images, or values that it
+    cannot represent.
     """
     name, data_name = settings.model.name, settings.data.name
     if settings.loss.name == "density_matching":
@@ -28,7 +29,7 @@ def check_density_model(model: Any, data: DensityData | ImageData, settings: Set
     if settings.loss.name == "flow_matching":
         if not hasattr(model, "velocity"):
             raise UsageError(f"loss=flow_matching: {name} has no velocity field; choose model=cnf")
-        # Raises UsageError for a flow that has other layers than ODEs.
+        # This call raises UsageError if the flow has layers that are not ODEs.
         model.velocity(torch.zeros(()), torch.zeros(1, *model.shape))
     if isinstance(data, ImageData):
         if data.crop_padding:
@@ -58,7 +59,7 @@ def check_series_model(model: Any, data: SeriesData, settings: Settings) -> None
     has_events = getattr(model, "rates", None) is not None
     if model.noise_std is None and not has_events:
         raise UsageError("model.observations=false: nothing is left to predict; set model.events=true")
-    # The likelihood of events also counts the absence of events at all other times.
+    # The likelihood counts every time without a target event as a time without events.
     if has_events and any((split.is_input & ~split.is_target).any() for split in data.splits().values()):
-        line = "has input events that are no targets; set data.mode=interpolation, or model.events=false"
+        line = "has input events that are not targets; set data.mode=interpolation, or model.events=false"
         raise UsageError(f"model.events=true: data={settings.data.name} {line}")

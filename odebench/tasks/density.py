@@ -1,4 +1,4 @@
-"""Density estimation of data sets and of unnormalised target densities, with invertible maps of a base density."""
+"""The task of fitting a density to a data set or to an unnormalised target density, by mapping a base density."""
 
 import itertools
 import math
@@ -29,13 +29,13 @@ from odebench.tasks.task import Loss, Task
 
 
 class DensityTask(Task):
-    """Fit a density by maximum likelihood, density matching or flow matching; the evaluation is the same for all.
+    """Fit a density by maximum likelihood, density matching or flow matching. All three are evaluated in the same way.
 
     See ``odebench.tasks.Task`` for the methods.
     """
 
     def __init__(self, settings: Settings, device: torch.device) -> None:
-        """Raises UsageError as ``Task``, and if data, loss and model do not fit together."""
+        """Build the model. Raises UsageError as ``Task`` does, and if data, loss and model do not fit together."""
         super().__init__(settings, device, DensityData, ImageData)
         data: DensityData | ImageData = self._data
         splits: Mapping[str, Any] = data.splits()
@@ -44,7 +44,7 @@ class DensityTask(Task):
         self._loss = settings.loss.name
         shape = tuple(self._train.shape[1:])
         self._num_dims = math.prod(shape)
-        # Reported likelihoods use the exact trace if it is affordable, whatever the training used.
+        # Evaluations use the exact trace if it is not too expensive, even if the training estimates it.
         self._trace_method = "exact" if self._num_dims <= EXACT_TRACE_LIMIT else None
         model = build_model(settings, {"shape": shape})
         check_density_model(model, data, settings)
@@ -70,7 +70,7 @@ class DensityTask(Task):
         return any(getattr(part, "trace", "exact") == "hutchinson" for part in model.modules())
 
     def batch(self, step: int) -> Tensor:
-        """Return samples [B, *shape]: of the data (new ones if it can draw them), or of the base (density matching)."""
+        """Return samples [B, *shape] of the data, new ones if it can draw them; for density matching, of the base."""
         key = (self._seed, *divmod(step, self.steps_per_epoch))
         if self._loss == "density_matching":
             return self.model.base_sample(self.batch_size, batch_generator(*key)).to(self._device)
@@ -81,7 +81,7 @@ class DensityTask(Task):
         return self._as_floats(self._train[chosen], batch_generator(*key))
 
     def loss(self, batch: Tensor) -> Loss:
-        """Compute the loss of the settings, in nats per sample (a mean square for flow matching)."""
+        """Compute the loss that the settings choose, in nats per sample. For flow matching it is a mean square."""
         model = self.model.train()
         if self._loss == "flow_matching":
             value = flow_matching_loss(model, batch, **self._loss_options)
@@ -101,9 +101,10 @@ class DensityTask(Task):
     def evaluate(self, split: str, model: nn.Module | None = None) -> dict[str, float]:
         """Compute the loss, likelihoods, and the cost of likelihood and sampling.
 
-        nll_nats has a standard error and the number of samples. bits_per_dim: of images. kl_nats: if the target's
-        density is known. nfe, sampling_nfe, samples_per_s: with an ODE. trace_std_nats: of the first batch, if the
-        model estimates the trace.
+        nll_std_error, samples: standard error of nll_nats, and number of samples. bits_per_dim: only for images.
+        kl_nats: only if the density of the target is known. nfe, sampling_nfe, samples_per_s: only with an ODE.
+        trace_std_nats: standard deviation of the log-likelihood that is due to the trace estimator, in the first batch;
+        only if the model estimates the trace.
         """
         model = (model or self.model).eval()
         log_prob, nfe = self._log_prob(model, split, self._trace_method)
@@ -122,7 +123,7 @@ class DensityTask(Task):
         if self._estimates_trace(model):
             estimate, _ = self._log_prob(model, split, "hutchinson", num_batches=1)
             error = estimate - log_prob[: len(estimate)]
-            # Without an exact trace the difference is between two estimates and has twice the variance.
+            # Without the exact trace, two estimates are compared: their difference has twice the variance of one.
             scale = 1.0 if self._trace_method == "exact" else 0.5
             metrics["trace_std_nats"] = (scale * error.square().mean()).sqrt().item()
         return metrics | self._sampling_metrics(model)
@@ -132,7 +133,7 @@ class DensityTask(Task):
         self._splits[split] = self._splits[split][:num]
 
     def format_metrics(self, metrics: Mapping[str, float]) -> list[tuple[str, str]]:
-        """Format divergence and likelihoods, the one that the loss optimises first, and the cost of sampling."""
+        """Format divergence and likelihoods, first the one that the loss optimises, and the cost of sampling."""
         rows = []
         if "kl_nats" in metrics:
             rows.append(("KL", f"{metrics['kl_nats']:.4f} nats{_format_std_error(metrics, 'kl_std_error')}"))
@@ -148,13 +149,13 @@ class DensityTask(Task):
 
     @torch.no_grad()
     def predict(self, split: str) -> dict[str, list[Any]]:
-        """Return index and log_prob_nats for each sample of a split, in the data set's order."""
+        """Return index and log-likelihood (log_prob_nats) of each sample of a split, in the data set's order."""
         log_prob, _ = self._log_prob(self.model.eval(), split, self._trace_method)
         return {"index": list(range(len(log_prob))), "log_prob_nats": [round(x, 6) for x in log_prob.tolist()]}
 
     @torch.no_grad()
     def sample(self, num: int, seed: int) -> Tensor:
-        """Draw samples of the model [num, *shape] with a generator of this seed."""
+        """Draw samples [num, *shape] of the model. The same seed gives the same samples."""
         generator = torch.Generator().manual_seed(seed)
         model = self.model.eval()
         counts = [min(self._eval_batch_size, num - start) for start in range(0, num, self._eval_batch_size)]
@@ -162,7 +163,7 @@ class DensityTask(Task):
 
     @torch.no_grad()
     def outputs(self, split: str, num: int) -> Tensor:
-        """Return log-likelihoods; if their trace is estimated, the samples mapped to the base instead."""
+        """Return log-likelihoods [num]. If the trace is estimated, return the samples mapped to the base instead."""
         model = self.model.eval()
         x = next(self._batches(split))[:num].to(next(model.parameters()).dtype)
         solved = model.log_prob if self._trace_method else model.to_base
@@ -170,18 +171,18 @@ class DensityTask(Task):
 
     @torch.no_grad()
     def figures(self) -> dict[str, Figure | bytes]:
-        """Draw target, model density and samples, and the transformation over time (strip and GIF); or images."""
+        """Draw the figures of ``density_figures``, with the test samples."""
         test = self._as_floats(self._splits["test"], torch.Generator().manual_seed(0))
         normalised = None if self._log_density is None else lambda x: self._log_density(x) - self._log_normaliser()
         return density_figures(self.model.eval(), self._eval_solve, test, normalised)
 
     def _push_forward(self, model: Any, z: Tensor, solve: Any) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
-        """Map base samples z [B, *shape] to x; return log q(x) [B], x and the statistics of the solves."""
+        """Map base samples z [B, *shape] to x. Returns log q(x) [B], x and the statistics of the solves."""
         x, log_det, solves = model.from_base(z, solve)
         return model.base_log_prob(z) - log_det, x, solves
 
     def _kl(self, model: Any, split: str) -> tuple[float, float]:
-        """Estimate KL(q || p) and its standard error from samples of the model, with a fixed seed per split."""
+        """Estimate KL(q || p) and its standard error from samples of the model q. Each split has a fixed seed."""
         generator = torch.Generator().manual_seed(SPLITS.index(split))
         z = model.base_sample(len(self._splits[split]), generator).to(self._device)
         log_ratios = []
@@ -197,7 +198,7 @@ class DensityTask(Task):
     def _log_prob(
         self, model: Any, split: str, trace: str | None, num_batches: int | None = None
     ) -> tuple[Tensor, list[int]]:
-        """Compute log p [N] of a split's samples, or of its first batches, and the NFE of each batch."""
+        """Return log p [N] of the samples in a split, or in its first ``num_batches`` batches, and each batch's NFE."""
         log_probs, nfe = [], []
         for x in itertools.islice(self._batches(split), num_batches):
             log_prob, solves = model.log_prob(x, self._eval_solve, trace)
@@ -206,10 +207,10 @@ class DensityTask(Task):
         return torch.cat(log_probs).double(), nfe
 
     def _likelihood_metrics(self, nll: Any) -> dict[str, Any]:
-        """Return the negative log-likelihood in nats and, of images, in bits per dimension."""
+        """Return the negative log-likelihood in nats and, for images, in bits per dimension."""
         if not isinstance(self._data, ImageData):
             return {"nll_nats": nll}
-        # The density is of intensities in [0, 1]; bits count their 256 levels.
+        # The density is that of intensities in [0, 1]; bits per dimension refer to 256 levels, hence 8 = log2(256).
         return {"nll_nats": nll, "bits_per_dim": nll / (self._num_dims * math.log(2)) + 8}
 
     def _sampling_metrics(self, model: Any) -> dict[str, float]:
@@ -239,9 +240,10 @@ def _std_error(values: Tensor) -> float:
 def flow_matching_loss(model: Any, x1: Tensor, coupling: str, sigma: float) -> Tensor:
     """Compute the mean square of T v(tT, x_t) - (x1 - x0) at x_t = (1 - t) x0 + t x1 + sigma eps, a scalar.
 
-    x1: data [B, *shape]; x0 is drawn from the model's base, t uniformly in [0, 1], T is the model's end time (Lipman et
-    al. 2023; Tong et al. 2024, independent coupling). With coupling "optimal_transport" data and noise of the batch are
-    paired so that their total squared distance is least (Tong et al. 2024, minibatch OT).
+    x1: data [B, *shape]. x0 is drawn from the model's base, t uniformly from [0, 1], and eps from N(0, I). T is the end
+    time of the model. coupling: "independent" pairs each x1 with a random x0 (Lipman et al. 2023; Tong et al. 2024);
+    "optimal_transport" pairs the x0 and x1 of the batch so that the sum of squared distances is smallest (Tong et al.
+    2024, minibatch OT).
     """
     num = len(x1)
     x0 = model.base_sample(num).to(x1)
@@ -257,6 +259,6 @@ def flow_matching_loss(model: Any, x1: Tensor, coupling: str, sigma: float) -> T
 
 
 def transport_plan(x0: Tensor, x1: Tensor) -> Tensor:
-    """Return for each row of x1 [B, *shape] the row of x0 that optimal transport pairs with it, int64 [B]."""
+    """Return, for each row of x1 [B, *shape], the index of the row of x0 that optimal transport pairs with it [B]."""
     cost = torch.cdist(x1.flatten(1), x0.flatten(1)).square()
     return torch.as_tensor(linear_sum_assignment(cost.cpu().numpy())[1], device=x1.device)

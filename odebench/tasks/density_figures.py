@@ -1,4 +1,4 @@
-"""Figures of a density model: convert its tensors to the arrays that ``odebench.plots`` draws."""
+"""Draw figures of a density model: convert its tensors to arrays for ``odebench.plots``."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,9 +22,13 @@ NUM_IMAGES = 50
 def density_figures(
     model: Any, solve: Any, samples: Tensor, log_density: Callable[[Tensor], Tensor] | None
 ) -> dict[str, Figure | bytes]:
-    """Draw figures, and GIFs as bytes, by name; none for data that is neither two-dimensional nor images.
+    """Return figures by name; a GIF is returned as bytes.
 
-    samples: [N, *shape], of the test split. log_density: of the target, normalised, or None if it is unknown.
+    Two-dimensional data: the densities of target and model, samples, and the transformation over time. Images: samples
+    and reconstructions. Other data: no figures.
+
+    samples: samples [N, *shape] of the test split. log_density: the normalised log-density of the target, or None if it
+    is unknown.
     """
     if samples.shape[1:] == (2,):
         return _planar_figures(model, solve, samples, log_density)
@@ -64,7 +68,7 @@ def _planar_figures(
 def _frames(model: Any, solve: Any, base: Tensor, num: int) -> list[animation.Frame]:
     times = np.linspace(0.0, float(model.end_time), num).tolist()
     states, _ = model.path(base, times, solve)
-    name = "t =" if hasattr(model, "velocity") else "layer"  # without an ODE each layer takes one unit of time
+    name = "t =" if hasattr(model, "velocity") else "layer"  # without an ODE, each layer counts as one unit of time
     return [animation.Frame(f"{name} {t:.3g}", state.cpu().numpy()) for t, state in zip(times, states, strict=True)]
 
 

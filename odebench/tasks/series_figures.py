@@ -1,4 +1,4 @@
-"""Figures of a model's forecasts of irregular series."""
+"""Draw figures of a model's forecasts of irregular series."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,7 +11,7 @@ from odebench.models.series import Forecast
 from odebench.plots import series as plots
 
 NUM_SHOWN, NUM_PATHS, NUM_CHANNELS, NUM_TIMES = 6, 60, 3, 200
-# Without a ground truth, figures end at this multiple of the data's time span.
+# Without a ground truth, the time axis ends at this multiple of the data's time span.
 EXTRAPOLATION_FACTOR = 1.25
 
 Forecaster = Callable[[Tensor, Tensor], Forecast]
@@ -22,16 +22,17 @@ def series_figures(
 ) -> dict[str, Figure]:
     """Draw the first series of a split with their forecasts, event rates, latent paths and errors.
 
-    Series are reconstructed and extrapolated. The error over time needs a ground truth that is known at the same times
-    for all series.
+    The series are reconstructed and extrapolated. The error over time is drawn only if the ground truth of all series
+    is known at the same times.
 
-    forecast: maps series indices [B] and times [T] to a Forecast. window: first and last time of the model's inputs.
+    forecast: a function of series indices [B] and times [T] that returns a Forecast. window: the first and the last
+    time of the model's inputs.
     """
     figures: dict[str, Figure] = {}
     first = range(min(NUM_SHOWN, len(split)))
     if shown := _reconstruct_series(data, split, first, forecast, window):
         figures |= _series_figure(data, split, shown)
-    # At evenly spaced times, not at event times: events are rare where the rate is low.
+    # Rates are drawn at evenly spaced times, because there are few event times where the rate is low.
     indices, times = torch.arange(min(NUM_PATHS, len(split))), _even_times(data, split)
     prediction = forecast(indices, times)
     if prediction.log_rates is not None:
@@ -47,7 +48,10 @@ def series_figures(
 def examples(
     data: SeriesData, split: SeriesSplit, forecast: Forecaster, window: tuple[float, float]
 ) -> list[plots.PredictedSeries]:
-    """Return the first series of each label (or the first) with predictions; none if the model predicts no values."""
+    """Return the first series of each label, or without labels the first series, with the model's predictions.
+
+    The list is empty if the model predicts no values.
+    """
     labels = torch.zeros(len(split)) if split.labels is None else split.labels.cpu()
     first = [int((labels == label).nonzero()[0]) for label in labels.unique()]
     return _reconstruct_series(data, split, first, forecast, window)
@@ -56,7 +60,7 @@ def examples(
 def _reconstruct_series(
     data: SeriesData, split: SeriesSplit, indices: Sequence[int], forecast: Forecaster, window: tuple[float, float]
 ) -> list[plots.PredictedSeries]:
-    """Reconstruct and extrapolate these series, with one forecast each."""
+    """Reconstruct and extrapolate the series with these indices. Each gets its own call of ``forecast``."""
     shown = []
     for index in indices:
         position = torch.tensor([index])
@@ -87,7 +91,7 @@ def _even_times(data: SeriesData, split: SeriesSplit) -> Tensor:
 
 
 def _series_figure(data: SeriesData, split: SeriesSplit, shown: list[plots.PredictedSeries]) -> dict[str, Figure]:
-    """Draw two channels in the plane; otherwise the most often observed channels over time."""
+    """Draw series of two channels in the plane. Of other series, draw the most often observed channels over time."""
     if len(data.channels) == 2:
         return {"series": plots.series_in_plane(shown)}
     chosen = split.mask.sum(0).argsort(descending=True, stable=True)[:NUM_CHANNELS].tolist()
@@ -96,7 +100,7 @@ def _series_figure(data: SeriesData, split: SeriesSplit, shown: list[plots.Predi
 
 
 def _select_channels(series: plots.PredictedSeries, channels: list[int]) -> plots.PredictedSeries:
-    """Keep only these channels."""
+    """Return the series with only these channels."""
     held_out = series.held_out
     return series._replace(
         predictions=series.predictions[..., channels],
@@ -114,7 +118,7 @@ def _observations(batch: SeriesBatch) -> plots.MeasuredValues:
 def _inferred_rate(
     data: SeriesData, split: SeriesSplit, index: int, times: Tensor, log_rates: Tensor
 ) -> plots.InferredRate:
-    """log_rates: [S, T, E] of the series with this index."""
+    """Return the event rate of the series with this index. log_rates: its predicted log-rates [S, T, E]."""
     position = torch.tensor([index])
     return plots.InferredRate(
         label=f"series {int(split.ids[position])}",

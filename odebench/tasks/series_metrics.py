@@ -1,4 +1,4 @@
-"""Metrics of forecasts of irregular series: sums over batches, and the means of these sums."""
+"""Compute metrics of forecasts of irregular series: sums for each batch, then means over all batches."""
 
 from collections.abc import Sequence
 
@@ -11,11 +11,11 @@ from odebench.tasks.series_losses import kl_from_prior, log_likelihood, reduce_s
 from odebench.tasks.task import read_numbers
 
 Sums = dict[str, tuple[Tensor | float, Tensor | float]]
-"""By name: the sum of the averaged values and their number; numbers, or scalars on the device."""
+"""Name of a quantity -> (sum of its values, number of values), each a number or a scalar tensor."""
 
 
 def likelihood_sums(forecast: Forecast, targets: SeriesBatch, noise_std: Tensor | None) -> Sums:
-    """Sums over series of nll_nats (mean over latent samples) and, of models with a latent variable, kl_nats."""
+    """Sum nll_nats, averaged over latent samples, over the series. For models with a latent variable also kl_nats."""
     num = len(targets.values)
     likelihood = log_likelihood(forecast, targets, noise_std, "sum").mean(0)
     sums: Sums = {"nll_nats": (-likelihood.double().sum(), num)}
@@ -25,10 +25,10 @@ def likelihood_sums(forecast: Forecast, targets: SeriesBatch, noise_std: Tensor 
 
 
 def error_sums(values: Tensor, targets: SeriesBatch) -> Sums:
-    """Sums of squared errors of the mean prediction of values [S, B, T, D].
+    """Sum the squared errors of the mean prediction, the mean of values [S, B, T, D] over S.
 
-    mse: over all observations. mse_per_feature: averaged per series and feature, then over features and series
-    (Rubanova et al. 2019).
+    mse: the mean over all observations. mse_per_feature: the mean for each series and feature, then the mean over
+    features and series (Rubanova et al. 2019).
     """
     squares = _squared_errors(values, targets)
     return {
@@ -38,9 +38,9 @@ def error_sums(values: Tensor, targets: SeriesBatch) -> Sums:
 
 
 def window_error_sums(values: Tensor, targets: SeriesBatch, window_end: float) -> Sums:
-    """Sums of squared errors within the window of the model's inputs and after it.
+    """Sum the squared errors up to ``window_end``, the last time of the model's inputs, and after it.
 
-    They give rmse_interpolation and rmse_extrapolation.
+    ``metrics_from_sums`` computes rmse_interpolation and rmse_extrapolation from them.
     """
     squares = _squared_errors(values, targets).double()
     later = targets.times > window_end
@@ -49,7 +49,7 @@ def window_error_sums(values: Tensor, targets: SeriesBatch, window_end: float) -
 
 
 def metrics_from_sums(sums: Sequence[Sums]) -> dict[str, float]:
-    """Turn the sums of all batches into means, and into their roots for rmse; skip quantities without values."""
+    """Turn the sums of all batches into means, for rmse into roots of means. Quantities without values are left out."""
     read = iter(read_numbers(number for batch in sums for pair in batch.values() for number in pair))
     totals: dict[str, tuple[float, float]] = {}
     for batch in sums:
@@ -64,15 +64,15 @@ def metrics_from_sums(sums: Sequence[Sums]) -> dict[str, float]:
 
 
 def label_metrics(logits: Sequence[Tensor], labels: Sequence[Tensor]) -> dict[str, float]:
-    """Compute accuracy, and auc if both labels occur, from logits [S, B] and labels [B] of each batch.
+    """Compute accuracy, and auc if both labels occur. The lists have one entry for each batch.
 
-    Probabilities are means over latent samples.
+    logits: [S, B]; the probabilities are averaged over latent samples. labels: [B].
     """
     probability = torch.cat([batch.sigmoid().mean(0) for batch in logits]).cpu()
     truth = torch.cat(list(labels)).cpu()
     metrics = {"accuracy": ((probability > 0.5) == truth).double().mean().item()}
     if 0 < truth.sum() < len(truth):
-        from sklearn.metrics import roc_auc_score  # importing it takes seconds
+        from sklearn.metrics import roc_auc_score  # imported only here: it takes seconds
 
         metrics["auc"] = float(roc_auc_score(truth.numpy(), probability.numpy()))
     return metrics

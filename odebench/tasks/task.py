@@ -19,8 +19,8 @@ from odebench.tasks.build import build_solvers
 class Loss(NamedTuple):
     """The loss of a training batch, with its metrics and the statistics of its solves.
 
-    value: scalar with its graph. metrics: by tag, scalars or tensors. solves: one ``Stats`` per solve;
-    ``value.backward()`` fills in their statistics of the backward pass.
+    value: a scalar with its graph. metrics: tag -> number or scalar tensor. solves: one ``Stats`` per solve;
+    ``value.backward()`` adds the statistics of the backward pass to them.
     """
 
     value: Tensor
@@ -29,7 +29,7 @@ class Loss(NamedTuple):
 
 
 def read_numbers(values: Iterable[Any]) -> list[float]:
-    """Return numbers and scalar tensors of one device as floats; the host waits for the device only once."""
+    """Convert numbers and scalar tensors of one device to floats. The host waits for the device only once."""
     values = list(values)
     tensors = [value.detach() for value in values if isinstance(value, Tensor)]
     read = iter(torch.stack(tensors).tolist() if tensors else [])
@@ -39,17 +39,17 @@ def read_numbers(values: Iterable[Any]) -> list[float]:
 class Task(ABC):
     """A model, its data and its loss. Batches depend on the step alone, so that resuming needs no state.
 
-    steps_per_epoch: optimiser steps between two validations. note: one line for the user, may be empty.
-    provenance: of the data.
+    steps_per_epoch: number of optimiser steps in an epoch. note: a line about the data for the user, may be empty.
+    provenance: where the data comes from, for the manifest.
     """
 
     model: nn.Module
 
     def __init__(self, settings: Settings, device: torch.device, *kinds: Any) -> None:
-        """Load the data and build the solvers; a subclass builds its model.
+        """Load the data and build the solvers. A subclass builds the model.
 
-        kinds: classes of the data that the task can use. Raises UsageError if the data is missing, of another class, or
-        smaller than a batch.
+        kinds: classes of data that the task can use. Raises UsageError if the data is missing, is of another class, or
+        is smaller than a batch.
         """
         name, trainer = settings.data.name, settings.trainer
         data: Any = build_data(name, options_of(settings.data), settings.seed, settings.extensions)
@@ -69,7 +69,7 @@ class Task(ABC):
     @property
     @abstractmethod
     def quantities(self) -> Sequence[str]:
-        """Which of ``config.schema.quantities.QUANTITIES`` each validation measures."""
+        """The quantities of ``config.schema.quantities.QUANTITIES`` that a validation measures."""
 
     @abstractmethod
     def batch(self, step: int) -> Any:
@@ -77,13 +77,13 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, batch: Any) -> Loss:
-        """Compute the loss of a batch, with a graph."""
+        """Compute the loss of a training batch, with a graph."""
 
     def _add_penalty(self, loss: Loss, num_dims: int = 1) -> Loss:
         """Add the integrals of the regularised dynamics to a loss, if the settings ask for them.
 
-        num_dims: the number of dimensions that the loss sums over. The integrals are means over dimensions, so their
-        weights apply to the loss per dimension, as published.
+        num_dims: the number of dimensions over which the loss is summed. The integrals are means over dimensions, and
+        their published weights are for the loss per dimension, so they are multiplied by ``num_dims``.
         """
         penalty, values = self._solve.pop_penalty() if self._solve else (None, {})
         if penalty is None:
@@ -93,36 +93,37 @@ class Task(ABC):
 
     @abstractmethod
     def evaluate(self, split: str, model: nn.Module | None = None) -> dict[str, float]:
-        """Compute the metrics of a split ("train", "validation", "test"), named by the second half of their tag (nfe).
+        """Compute the metrics of a split ("train", "validation" or "test").
 
-        model: evaluated instead of the task's own model (for example the average of its weights).
+        Returns them by name, the part of their tag after the slash: nfe for val/nfe. model: a model to evaluate in
+        place of the task's own, for example the average of its weights.
         """
 
     @abstractmethod
     def limit_split(self, split: str, num: int) -> None:
-        """Evaluate only the first `num` samples of a split from now on; training batches do not change."""
+        """Evaluate only the first `num` samples of a split from now on. Training batches do not change."""
 
     @abstractmethod
     def format_metrics(self, metrics: Mapping[str, float]) -> list[tuple[str, str]]:
-        """Format the metrics of ``evaluate`` as (name, text) rows for the terminal, the most important one first."""
+        """Format metrics of ``evaluate`` as rows (name, text) for the terminal. The most important row is the first."""
 
     @abstractmethod
     def predict(self, split: str) -> dict[str, list[Any]]:
-        """Return columns with the model's prediction for each sample of a split."""
+        """Return the model's predictions for the samples of a split: column name -> values."""
 
     @abstractmethod
     def outputs(self, split: str, num: int) -> Tensor:
         """Compute the model's outputs for the first `num` samples of a split with the evaluation solver.
 
-        Their dtype is that of the model's parameters. May draw from torch's global random state.
+        They have the dtype of the model's parameters. This may draw numbers from torch's global random state.
         """
 
     @abstractmethod
     def figures(self) -> Mapping[str, Figure | bytes]:
-        """Draw what the model does: figures by name; GIFs as bytes."""
+        """Draw figures of what the model does. Returns them by name; a GIF is returned as bytes."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state that training carries from step to step besides the model: the warm first step."""
+        """Return the state that training keeps between steps, besides the model: the warm first step."""
         return {"warm_step": self._solve.warm_step if self._solve else None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Irregular time series: reconstruction, extrapolation and classification."""
+"""The task of modelling irregular time series: reconstruction, extrapolation and classification."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -39,17 +39,20 @@ from odebench.tasks.series_metrics import (
 from odebench.tasks.task import Loss, Task
 
 NUM_RATE_TIMES = 101
-# The latest time, as a fraction of the span, at which encoder and solution are compared: inputs must follow it.
+# Encoder and solution are compared at a time before this fraction of the span, so that inputs follow it.
 MAX_CONSISTENCY_FRACTION = 0.8
 
 
 @dataclass(frozen=True)
 class SeriesTrainingBatch:
-    """Series with their inputs, which are encoded, and their targets. noise: [S, B, L]. kl_weight: of the epoch.
+    """A batch of series for a training step.
 
-    consistency_time: one of the targets' times; the inputs from it on are encoded a second time (None: they are not).
-    num_compared: number of series with such inputs; a shard gets its fraction of the whole batch's number, so that the
-    mean of the shards' consistency terms is the batch's.
+    inputs: the observations that are encoded. targets: the observations to predict. noise: standard normal noise
+    [S, B, L] for the latent samples. kl_weight: the weight of the KL divergence in this epoch.
+
+    consistency_time: one of the targets' times. The inputs from this time on are encoded a second time; None: they are
+    not. num_compared: the number of series that have such inputs. A shard gets a fraction of the batch's number,
+    according to its size, so that the mean of the shards' consistency terms is that of the batch.
     """
 
     inputs: SeriesBatch
@@ -60,7 +63,7 @@ class SeriesTrainingBatch:
     num_compared: float = 0.0
 
     def rows(self, rows: slice) -> "SeriesTrainingBatch":
-        """Select some of the series: the shard of one process."""
+        """Return the batch with only these series: the shard of one process."""
         inputs, targets = self.inputs.rows(rows), self.targets.rows(rows)
         noise = None if self.noise is None else self.noise[:, rows]
         num_compared = self.num_compared * len(inputs) / len(self.inputs)
@@ -68,13 +71,13 @@ class SeriesTrainingBatch:
 
 
 class TimeSeriesTask(Task):
-    """Fit series with the evidence lower bound or autoregressively; the evaluation is the same.
+    """Fit series by the evidence lower bound or autoregressively. Both are evaluated in the same way.
 
     See ``odebench.tasks.Task`` for the methods.
     """
 
     def __init__(self, settings: Settings, device: torch.device) -> None:
-        """Raises UsageError as ``Task``, and if the data lacks what the model needs."""
+        """Build the model. Raises UsageError as ``Task`` does, and if the data lacks what the model needs."""
         super().__init__(settings, device, SeriesData)
         data: SeriesData = self._data
         self._splits = {split: series.to(device) for split, series in data.splits().items()}
@@ -108,7 +111,7 @@ class TimeSeriesTask(Task):
         return ["loss", "nll_nats", *(name for name, is_known in known.items() if is_known)]
 
     def batch(self, step: int) -> SeriesTrainingBatch:
-        """Return series, with new inputs in each epoch if the data redraws them."""
+        """Return series with their inputs and targets. Some data sets draw new inputs in each epoch."""
         epoch, index = divmod(step, self.steps_per_epoch)
         split = self._training_split(epoch)
         chosen = batch_indices(len(split), self.batch_size, self._seed, epoch, index).to(self._device)
@@ -127,7 +130,7 @@ class TimeSeriesTask(Task):
         return dataclasses.replace(batch, consistency_time=since, num_compared=num_compared)
 
     def loss(self, batch: SeriesTrainingBatch) -> Loss:
-        """Compute the negative lower bound, plus the negative log-likelihood of the labels if there are any."""
+        """Compute the negative lower bound or log-likelihood, plus the loss of labels and the consistency, if used."""
         model, targets = self.model.train(), batch.targets
         try:
             forecast = model(batch.inputs, targets.times, self._solve, targets.mask.any(-1), batch.noise)
@@ -151,12 +154,14 @@ class TimeSeriesTask(Task):
 
     @torch.no_grad()
     def evaluate(self, split: str, model: nn.Module | None = None) -> dict[str, float]:
-        """Compute the loss, likelihoods, errors and NFE; series is their number.
+        """Compute the loss, likelihoods, errors and NFE.
 
-        loss: with the full KL divergence. nll_nats, kl_nats, elbo_nats: per series. mse, mse_per_feature: of the mean
-        prediction. rmse_interpolation, rmse_extrapolation: against the ground truth if it is known. rate_rmse,
-        constant_rate_rmse: if the true rate is known; the latter is that of each series' number of events, spread
-        evenly. accuracy, auc: of labels. nfe, encoder_nfe, decoder_nfe: per batch.
+        loss: with weight 1 of the KL divergence. series: the number of series. nll_nats, kl_nats, elbo_nats: means per
+        series. mse, mse_per_feature: errors of the mean prediction. rmse_interpolation, rmse_extrapolation: its errors
+        against the ground truth, or against the observations if that is unknown. rate_rmse: error of the event rate, if
+        the true one is known. constant_rate_rmse: the same error of a constant rate, the series' number of events
+        divided by its span. accuracy, auc: metrics of the predicted labels. nfe, encoder_nfe, decoder_nfe: means per
+        batch.
         """
         model = (model or self.model).eval()
         series = self._splits[split]
@@ -189,10 +194,10 @@ class TimeSeriesTask(Task):
 
     @torch.no_grad()
     def predict(self, split: str) -> dict[str, list[Any]]:
-        """Return a row per series and target time.
+        """Return one row per series and target time.
 
-        Columns: the observation of each channel, mean and standard deviation of its prediction over latent samples, the
-        event rate, the probability of label 1.
+        The columns are the observation of each channel, the mean and the standard deviation of its prediction over
+        latent samples, the event rate, and the probability of label 1.
         """
         series, model = self._splits[split], self.model.eval()
         columns: dict[str, list[Any]] = {}
@@ -205,7 +210,7 @@ class TimeSeriesTask(Task):
 
     @torch.no_grad()
     def outputs(self, split: str, num: int) -> Tensor:
-        """Return mean predictions at the target times, or event rates if the model predicts only events."""
+        """Return the mean predictions of all observed targets, or the event rates if the model predicts only events."""
         series = self._splits[split]
         indices = torch.arange(min(num, self._counts[split]), device=self._device)
         targets = series.targets(indices)
@@ -218,12 +223,12 @@ class TimeSeriesTask(Task):
 
     @torch.no_grad()
     def figures(self) -> dict[str, Figure]:
-        """Draw the test series; see ``series_figures``."""
+        """Draw figures of the test series; see ``series_figures``."""
         return series_figures(self._data, self._splits["test"], self._forecast_test_series, (0.0, self._window))
 
     @torch.no_grad()
     def examples(self) -> list[PredictedSeries]:
-        """Return the first test series of each label with the model's reconstruction and extrapolation, for figures."""
+        """Return the first test series of each label, reconstructed and extrapolated by the model, for figures."""
         return examples(self._data, self._splits["test"], self._forecast_test_series, (0.0, self._window))
 
     def _training_split(self, epoch: int) -> SeriesSplit:
@@ -256,10 +261,11 @@ class TimeSeriesTask(Task):
     def _consistency(
         self, model: Any, forecast: Forecast, batch: SeriesTrainingBatch, start: float
     ) -> tuple[Tensor, tuple[Any, ...]]:
-        """Compute the consistency term of the loss; return it and the encoder's solves.
+        """Compute the consistency term of the loss. Returns it, and the statistics of the encoder's solves.
 
-        The term is the negative log-probability of the forecast's states at `start` under the encoder given the later
-        inputs, averaged over the series with such inputs (0 if there are none).
+        The encoder is given the inputs from time `start` on. The term is the negative log-probability, under its
+        distribution, of the forecast's states at `start`, averaged over the series that have such inputs (0 if none
+        has).
         """
         assert forecast.latents is not None
         inputs = batch.inputs
@@ -281,7 +287,7 @@ class TimeSeriesTask(Task):
     def _forecast(
         self, model: Any, series: SeriesSplit, indices: Tensor, times: Tensor, target_mask: Tensor | None = None
     ) -> Forecast:
-        """Forecast some series with the evaluation solver and with latent samples that depend on the series alone."""
+        """Forecast some series with the evaluation solver. The latent samples of a series are always the same."""
         noise = self._noise(self._loss_options.get("eval_samples", 1), len(series), torch.Generator().manual_seed(0))
         chosen = None if noise is None else noise[:, indices]
         return model(series.inputs(indices), times, self._eval_solve, target_mask, chosen)
@@ -290,7 +296,7 @@ class TimeSeriesTask(Task):
         return self._forecast(self.model.eval(), self._splits["test"], indices, times)
 
     def _forecast_targets(self, model: Any, series: SeriesSplit, indices: Tensor) -> tuple[Forecast, SeriesBatch, Sums]:
-        """Forecast the targets of some series; return forecast, targets and the sums of all metrics."""
+        """Forecast the targets of some series. Returns forecast, targets, and the sums for all metrics."""
         targets = series.targets(indices)
         truth = series.noiseless(indices) if series.truth is not None else targets
         requested = [targets.times, truth.times]
@@ -305,7 +311,7 @@ class TimeSeriesTask(Task):
             target_mask[:, rate_columns] = True
         full_forecast = self._forecast(model, series, indices, times, target_mask)
         forecast = full_forecast.at_times(at_targets)
-        if getattr(model, "feeds_back_predictions", False):  # forecast the targets alone, as in training
+        if getattr(model, "feeds_back_predictions", False):  # predict only at the targets, as in training
             forecast = self._forecast(model, series, indices, targets.times, targets.mask.any(-1))
         loss = self._loss_value(model, forecast, targets, 1.0).item()
         sums = self._sums(model, forecast, targets) | {"loss": (loss * len(indices), len(indices))}
@@ -314,7 +320,7 @@ class TimeSeriesTask(Task):
         if self._data.rate is not None and full_forecast.log_rates is not None:
             rate = self._data.rate(series.ids[indices], times[at_rate[0]])
             inferred = full_forecast.log_rates[:, :, at_rate[0]].exp().sum(-1).mean(0)
-            # The baseline without a model: the series' number of events, spread evenly over its span.
+            # The baseline without a model: the number of events of the series, divided by its span.
             constant = targets.mask.sum((1, 2)).unsqueeze(1) / self._data.span
             for name, estimate in {"rate_rmse": inferred, "constant_rate_rmse": constant}.items():
                 sums[name] = ((estimate - rate).double().square().sum().item(), rate.numel())
@@ -325,7 +331,7 @@ class TimeSeriesTask(Task):
 
 
 def _data_properties(data: SeriesData) -> dict[str, Any]:
-    """Properties of the data that models may need."""
+    """Return the properties of the data that the constructor of a model may need."""
     train = data.train
     is_used = train.mask & (train.is_input | train.is_target).unsqueeze(1)
     means = train.values.where(is_used, 0).sum(0) / is_used.sum(0).clamp(min=1)
@@ -333,7 +339,7 @@ def _data_properties(data: SeriesData) -> dict[str, Any]:
 
 
 def _columns(channels: tuple[str, ...], ids: Tensor, targets: SeriesBatch, forecast: Forecast) -> dict[str, list[Any]]:
-    """Columns with the forecast at all times at which something was observed."""
+    """Return columns with the forecast, with one row for each time at which something was observed."""
     rows = targets.mask.any(-1).nonzero(as_tuple=True)
     columns = {"series": ids[rows[0]], "time": targets.times[rows[1]]}
     if forecast.values is not None:
@@ -349,7 +355,7 @@ def _columns(channels: tuple[str, ...], ids: Tensor, targets: SeriesBatch, forec
 
 
 def _nfe(forecast: Forecast) -> dict[str, float]:
-    """NFE of a batch, in total and by role; empty if nothing was solved."""
+    """Return the NFE of a batch: total, encoder and decoder. Empty if nothing was solved."""
     roles = {"encoder_nfe": forecast.encoder_stats, "decoder_nfe": forecast.decoder_stats}
     metrics = {role: float(sum(stats.nfe for stats in solves)) for role, solves in roles.items() if solves}
     return {"nfe": sum(metrics.values())} | metrics if metrics else {}
