@@ -50,8 +50,8 @@ def as_finite_times(name: str, values: Any) -> tuple[float, ...]:
     tensors = values if isinstance(values, list | tuple) else [values]
     if name == "jump_t" and any(isinstance(x, Tensor) and needs_derivative(x) for x in tensors):
         raise ValueError(
-            "jump_t requires a gradient, which is not computed; pass jump_t.detach(), or solve the two sides one after "
-            "the other, each with its own f and the jump as a time of t"
+            "jump_t requires a gradient, which is not computed; pass jump_t.detach(), or make two solves, one up to "
+            "the jump and one from it, each with its own f and with the time of the jump in t"
         )
     if isinstance(values, Tensor):
         values = values.tolist()

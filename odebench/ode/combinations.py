@@ -176,7 +176,7 @@ def _of_checkpoint(c: Combination) -> Conflict | None:
     if keeps_graphs or by_stage:
         changed = "keep" if keeps_graphs else "recompute"
         if not explicit:
-            reason = f"not for {name}, which is implicit"
+            reason = f"does not support {name}, which is implicit"
             return Conflict((changed, "method"), reason, "leave it out, or take method=dopri5")
         if c.compile:
             return Conflict((changed, "compile"), "a compiled step has no graphs of its own", "leave either out")

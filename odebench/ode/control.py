@@ -21,7 +21,7 @@ It synchronises with the device.
 # A step may be this many times as long if it then reaches the end. Its error stays acceptable at order 5, as
 # (1.1 x 0.9)^5 < 1, where 0.9 is the safety factor.
 END_STRETCH = 1.1
-# Controllers treat smaller errors, in units of the tolerance, as if they were this one.
+# Controllers treat smaller errors as if they were this error, in units of the tolerance.
 SMALLEST_RATIO = 1e-12
 
 
@@ -146,7 +146,7 @@ class Controller:
             raise ValueError(f"controller: integral must be positive, got {self.integral}")
         if not 0 < self.safety < 1 or not 0 < self.min_factor < 1 < self.max_factor:
             raise ValueError(
-                "controller: safety and min_factor must lie between 0 and 1, max_factor above 1, got "
+                "controller: safety and min_factor must lie between 0 and 1, max_factor must be above 1, got "
                 f"{self.safety}, {self.min_factor}, {self.max_factor}"
             )
 

@@ -254,7 +254,7 @@ def _as_list(t: float | Sequence[float] | Tensor) -> tuple[list[float], float]:
     if not isinstance(t, Tensor):
         return list(map(float, t if _is_sequence(t) else [t])), 0.0  # type: ignore[arg-type]
     if t.dim() > 1:
-        raise ValueError(f"t must be a time or several in one dimension, got shape {tuple(t.shape)}")
+        raise ValueError(f"t must be one time, or several in one dimension, got shape {tuple(t.shape)}")
     return t.reshape(-1).tolist(), torch.finfo(t.dtype).eps if t.is_floating_point() else 0.0
 
 
@@ -263,7 +263,8 @@ def _check_containers(state: Any) -> None:
         for part in state.values() if isinstance(state, dict) else state:
             _check_containers(part)
     elif not isinstance(state, Tensor):
-        raise TypeError(f"a dense output is saved for states of tuples, lists and dicts, not of {type(state).__name__}")
+        kind = type(state).__name__
+        raise TypeError(f"a dense output can be saved only for states of tuples, lists and dicts, got {kind}")
 
 
 def _unflatten_like(example: Any) -> Callable[[Tensor], Any]:

@@ -96,7 +96,7 @@ class EventDetector:
             return None
         events = event if isinstance(event, Sequence) else [event]
         if not events:
-            raise ValueError("event must be an Event or several, got none; leave it out")
+            raise ValueError("event must be an Event or several, got an empty list; leave event out")
         args = problem.layout.rebuild_args(problem.args)
         return cls([as_event(e, args) for e in events], problem)
 
@@ -236,7 +236,7 @@ def as_event(event: Any, args: Sequence[Any]) -> Event:
         signature.bind(None, None, *args)
     except TypeError as error:
         raise TypeError(
-            f"an event function must take the args of the solve, {len(args)} here, as f does: event(t, y, *args), "
+            f"an event function must take the args of the solve (here {len(args)}), as f does: event(t, y, *args), "
             f"got {short_repr(event.function)}: {error}"
         ) from error
     return event

@@ -181,9 +181,9 @@ def _integrate_with_scipy(
 
 
 def _cut_non_finite(states: Tensor, outcome: SolveOutcome, recorder: OutputRecorder) -> tuple[Tensor, SolveOutcome]:
-    """Set the status of fixed steps whose states [R, N] became NaN or infinite, and return both.
+    """Set the status of the outcome if the states [R, N] of fixed steps became NaN or infinite.
 
-    From the first such state on, the states get no graph.
+    Returns the states and the outcome. From the first such state on, the states get no graph.
     """
     finite = torch.isfinite(states.detach()).all(dim=1).tolist()
     if all(finite):
@@ -308,7 +308,7 @@ def _step_adaptively(
         if stepper.failure is Status.unstable:
             return outcome(Status.unstable), h
         ratio = error_norm.error_ratio(stepper.error(), y_next)
-        # NaN is rejected too.
+        # An error of NaN is rejected too.
         accepted = ratio <= 1 or (h <= plan.min_step and ratio < math.inf)
         ratio_next = ratio if variable is None else variable.choose_order(error_norm.remeasure, ratio, accepted)
         proposal = controller.propose(step, ratio_next, accepted, stepper.order)

@@ -57,7 +57,7 @@ def find_layers(f: Callable[..., Any]) -> tuple[list[str], list[nn.Module]]:
 def _changes_in_training(layer: nn.Module) -> bool:
     if isinstance(layer, _DropoutNd):
         return layer.p > 0
-    if isinstance(layer, nn.RNNBase):  # on a GPU, cuDNN draws its dropout without torch's generator
+    if isinstance(layer, nn.RNNBase):  # on a GPU, cuDNN draws the numbers for dropout without torch's generator
         return layer.dropout > 0 and layer.num_layers > 1
     return _updates_buffers(layer)
 

@@ -21,7 +21,7 @@ _TENSOR = "tensor"
 # The most frequent structures are prepared here, since flattening takes as long as a small f.
 _LEAF, _NO_ARGS = pytree.tree_structure(0), pytree.tree_structure(())
 
-CHANGED_IN_PLACE = "f(t, y) changed y in place; make its first operation one that is not (ReLU(inplace=False), say)"
+CHANGED_IN_PLACE = "f(t, y) changed y in place; let it first make a new tensor, for example by ReLU(inplace=False)"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Run a whole solve with one of SciPy's solvers."""
+"""The bridge to SciPy: run a whole solve with one of SciPy's solvers."""
 
 import math
 import warnings

@@ -102,7 +102,7 @@ def solve(
     Raises ValueError or TypeError for invalid arguments, and SolveError.
     """
     if stepping not in ("shared", "per_sample"):
-        raise ValueError(f"unknown stepping {stepping!r}; it is shared or per_sample")
+        raise ValueError(f"unknown stepping {stepping!r}; choose 'shared' or 'per_sample'")
     throw = as_flag("throw", throw)
     if group is not None and not isinstance(group, ProcessGroup):
         raise TypeError(f"group must be a ProcessGroup of torch.distributed, got {short_repr(group)}")
@@ -320,5 +320,5 @@ def check_plan(plan: SolvePlan) -> SolvePlan:
         tol if isinstance(tol, float) else tol.min().item() for tol in (plan.tolerance.rtol, plan.tolerance.atol)
     )
     if not (rtol >= 0 and atol >= 0 and rtol + atol > 0):
-        raise ValueError(f"rtol and atol must not be negative, nor both zero; got {rtol} and {atol}")
+        raise ValueError(f"rtol and atol must not be negative, and not both zero; got {rtol} and {atol}")
     return plan

@@ -131,7 +131,10 @@ def backward_tolerance(
     sizes = [len(problem.y0)] * 2 + [packed_size(parameter, problem.y0) for parameter in parameters]
     tolerances = [torch.as_tensor(x, dtype=problem.y0.real.dtype, device=problem.y0.device) for x in given]
     if len(tolerances) != len(sizes) + 1:
-        raise ValueError(f"{name}: {len(tolerances)} tolerances for t, y, its adjoint and {len(parameters)} parameters")
+        raise ValueError(
+            f"{name}: got {len(tolerances)} tolerances; give one for each of t, y, the adjoint of y and the "
+            f"{len(parameters)} parameters"
+        )
     return torch.cat([x.reshape(-1).expand(size) for x, size in zip(tolerances[1:], sizes, strict=True)])
 
 

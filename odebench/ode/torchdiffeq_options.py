@@ -71,7 +71,7 @@ def make_call(
     *,
     parameters_known: bool,
 ) -> DropInCall:
-    """Convert the arguments of a call. ``make_problem`` and ``make_plan`` raise its errors and warnings."""
+    """Convert the arguments of a call. For errors and warnings, see ``make_problem`` and ``make_plan``."""
     problem = make_problem(func, y0, t, parameters_known=parameters_known)
     num_tensors = len(y0) if isinstance(y0, tuple) else None
     user_norm = check_options("options", options).get("norm")
@@ -190,7 +190,7 @@ def flat_tolerance(problem: InitialValueProblem, tolerance: Any, name: str, num_
         return problem.flat_tolerance(torch.as_tensor(tolerance), name)
     tolerances = tuple(tolerance)
     if len(tolerances) != num_tensors:
-        raise ValueError(f"{name}: {len(tolerances)} tolerances for a state of {num_tensors} tensors")
+        raise ValueError(f"{name}: got {len(tolerances)} tolerances for a state of {num_tensors} tensors")
     return problem.flat_tolerance(tolerances, name)
 
 

@@ -94,7 +94,7 @@ def test_numbers_and_times_of_other_libraries_are_accepted():
 
 
 def test_an_empty_list_of_events_raises():
-    with pytest.raises(ValueError, match="event must be an Event or several, got none"):
+    with pytest.raises(ValueError, match="event must be an Event or several, got an empty list"):
         solve(decay, Y0, T, event=[])
 
 

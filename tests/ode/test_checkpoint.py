@@ -199,7 +199,7 @@ def test_lost_gradients_and_invalid_options_raise():
         Checkpoint(checkpoints=0)
     solution = solve(lambda t, y: -weight * y, torch.ones(1), [0.0, 1.0], gradient=Checkpoint(keep="graphs"))
     solution.y.sum().backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="can go backward once"):
+    with pytest.raises(RuntimeError, match="can run backward only once"):
         solution.y.sum().backward()
 
 

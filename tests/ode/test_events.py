@@ -234,7 +234,9 @@ def test_event_functions_receive_args(stepping):
     torch.testing.assert_close(solution.events[0].t, expected, rtol=1e-9, atol=0)
     got, want = (torch.autograd.grad(t.sum(), (level, rate)) for t in (solution.events[0].t, expected))
     torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-9)
-    with pytest.raises(TypeError, match=r"must take the args of the solve, 2 here, as f does: event\(t, y, \*args\)"):
+    with pytest.raises(
+        TypeError, match=r"must take the args of the solve \(here 2\), as f does: event\(t, y, \*args\)"
+    ):
         solve(lambda t, y, *args: -y, start, [0.0, 9.0], event=lambda t, y: y[:, 0], **how)
 
 

@@ -132,8 +132,8 @@ def test_fixed_steps_need_neither_error_nor_dense_output(pair):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"b": (1.0,)}, "row i of a needs i"),
-        ({"extra_c": (1.0,), "extra_a": ((1.0,),)}, "row i of a needs i"),
+        ({"b": (1.0,)}, "row i = 0, 1, ... of a needs i"),
+        ({"extra_c": (1.0,), "extra_a": ((1.0,),)}, "row i = 0, 1, ... of a needs i"),
         ({"error": (0.5, 0.5)}, "an adaptive method needs"),
         ({"error": (0.5, -0.5), "dense": ((1.0,), (0.0,))}, "dense_order"),
         ({"error": (0.5, -0.5), "dense": ((1.0,),), "dense_order": 1}, "dense needs 2 rows"),

@@ -54,8 +54,8 @@ class Adjoint:
         time, and may be ten times as large as the tolerance.
     method: the method of the backward solve; None takes that of the forward solve.
     steps: the number of fixed steps of the backward solve over the whole span, with at least one between two times;
-        None takes the steps or the tolerance of the forward solve.
-        If the backward solve has the method and tolerances of the forward solve, its steps are no larger than those.
+        None takes the steps or the tolerance of the forward solve. With the method and tolerances of the forward solve,
+        the backward solve takes no larger steps than the forward solve did.
     norm: "semi" excludes the parameter gradient from the error of the backward solve, "full" includes it.
     """
 

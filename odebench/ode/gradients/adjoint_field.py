@@ -194,7 +194,7 @@ class StageQuadrature(Observer):
         self.field.integrands = evaluated[-1:]
 
     def accept(self, t: float, y: Tensor, h: float) -> None:
-        """Add the integral of the integrands over the step to the parameter gradients."""
+        """Add the integral of a^T df/dtheta over the step to the sums of the parameter gradients."""
         if not self.field.integrands:
             return
         assert isinstance(self.method, Tableau)
@@ -222,7 +222,7 @@ class NodeQuadrature(Observer):
     scale: float
 
     def accept(self, t: float, y: Tensor, h: float) -> None:
-        """Add the integral of the integrands over the step to the parameter gradients."""
+        """Add the integral of a^T df/dtheta over the step to the sums of the parameter gradients."""
         accumulator = self.field._accumulator
         if not accumulator.tensors:
             return

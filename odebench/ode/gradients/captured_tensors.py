@@ -95,9 +95,9 @@ def run_with_backward(
 
 
 def evaluate_first(problem: InitialValueProblem, y: Tensor, args: list[Tensor]) -> tuple[Tensor, Tensor, int]:
-    """Return the first time, f at that time with its graph, and a number that tells the nodes of this graph apart.
+    """Return the first time, f at that time with its graph, and a number of autograd's nodes.
 
-    Nodes of autograd with a smaller number were created before f ran.
+    Nodes with a smaller number were created before f ran.
     """
     (t,) = problem.time_tensors(problem.times[:1])
     with torch.enable_grad():
@@ -237,9 +237,9 @@ class GradientAccumulator:
             self._unused_nodes -= seen
 
     def note_unknown_leaves(self, results: Sequence[Tensor], t: Tensor, own: Sequence[Tensor] = ()) -> set[Any]:
-        """Record the leaves as ``note_leaves`` does, for any results; return the nodes of their graphs.
+        """Record the leaves as ``note_leaves`` does; return all nodes in the graphs of the results.
 
-        The results may be computed from detached parameters and arguments.
+        Unused parameters are not checked here, so that the results may be computed from detached parameters.
         """
         known, seen = self._known_nodes, set()
         todo = [_graph_node(result) for result in results if result.requires_grad]

@@ -37,7 +37,7 @@ class StepHistory(Observer):
         self.steps.append(AcceptedStep(t, h, t + h))
 
     def time_direction(self, plan: SolvePlan) -> float:
-        """See ``SolvePlan.time_direction``."""
+        """Return the direction of time; see ``SolvePlan.time_direction``."""
         return plan.time_direction(self.steps[0].t, self.steps[-1].t_next) if self.steps else 0.0
 
     def shares_last_stage(self, plan: SolvePlan, n: int) -> bool:
@@ -48,7 +48,7 @@ class StepHistory(Observer):
         return method.fsal and not method.extra_c and follows
 
     def close(self, end: float) -> None:
-        """Drop what follows time ``end``, where the last step of the solve ended."""
+        """Drop the steps after the time ``end``, at which the last step of the solve ended."""
         while self.steps and (self.steps[-1].t - end) * self.steps[-1].h >= 0:
             self.steps.pop()
         if self.steps:
@@ -131,7 +131,7 @@ def reversed_states(
     num_repeats = 1
     while math.comb(num_free + 1 + num_repeats, num_repeats) < length:
         num_repeats += 1
-    # The earliest step such that the steps from there on can be reversed with one stored state less and num_repeats.
+    # The earliest step from which the later steps can be reversed with one stored state less, in num_repeats repeats.
     middle = end - min(length - 1, math.comb(num_free + num_repeats, num_repeats))
     state = y
     for m in range(start, middle):
@@ -173,7 +173,7 @@ class StageRecorder:
         return self._problem(t, y, out=out, args=self._args, stats=self._stats)
 
     def field_arguments(self) -> FieldArguments:
-        """See ``InitialValueProblem.field_arguments``."""
+        """Return f and its arguments; see ``InitialValueProblem.field_arguments``."""
         return dataclasses.replace(self._problem.field_arguments(), args=self._args, stats=self._stats)
 
     def graph(self, t: Tensor, y: Tensor) -> EvaluationGraph:
@@ -213,7 +213,7 @@ class GraphHistory(StepHistory):
         self._complete = True
 
     def close(self, end: float) -> None:
-        """Drop what follows time ``end``, where the last step of the solve ended."""
+        """Drop the steps after the time ``end``, at which the last step of the solve ended."""
         super().close(end)
         if self._complete:
             # The dense output of a fixed step also evaluates f at the end of the step, which is no stage.
@@ -228,7 +228,7 @@ class GraphHistory(StepHistory):
         """
         if len(self._stages) < len(self.steps):
             raise RuntimeError(
-                "gradient='checkpoint' with keep='graphs' can go backward once: the backward pass frees its graphs"
+                "gradient='checkpoint' with keep='graphs' can run backward only once, since that frees its graphs"
             )
         while self._stages:
             n, stages = len(self._stages) - 1, self._stages.pop()

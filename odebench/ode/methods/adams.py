@@ -2,7 +2,7 @@
 
 A step from t to t + h integrates the polynomial through past values of f, called slopes. In the scaled time
 x = (time - t) / h, the step goes from 0 to 1. With equal steps, the slopes lie at the nodes x = 0, -1, -2, ... The
-functions in this file give exact results if the nodes are fractions.
+functions in this file give exact results if the nodes are of the type ``Fraction``.
 
 Hairer, Norsett & Wanner 1993, Solving Ordinary Differential Equations I, sections III.1 and III.5.
 """
@@ -51,7 +51,7 @@ class FixedOrderAdams:
         if not 1 <= self.order <= HIGHEST_ORDER:
             raise ValueError(f"method {self.name}: order must be 1 to {HIGHEST_ORDER}, got {self.order}")
         if self.max_iters < 1 or not (self.rtol >= 0 and self.atol >= 0):
-            raise ValueError(f"method {self.name}: max_iters must be positive, rtol and atol not negative")
+            raise ValueError(f"method {self.name}: max_iters must be positive, rtol and atol must not be negative")
 
     @property
     def stages(self) -> int:

@@ -242,7 +242,7 @@ class JacobianProducts:
     def _products_agree(self, g: Tensor, u: Tensor) -> bool:
         """Return whether <v, J v> = <J^T v, v>, with J^T u = g.
 
-        The two differ if an operation that is differentiable only once has cut the graph of g.
+        The two differ if an operation without second derivatives has cut the graph of g.
         """
         v = as_real(self.f.detach())
         v = v + torch.linalg.vector_norm(v) / math.sqrt(max(len(v), 1))

@@ -249,7 +249,7 @@ def _solve_transposed_matrix_free(
     eps = torch.finfo(real.dtype).eps
     solution, solved = gmres(apply, real.reshape(-1), 1000 * eps)
     if not solved:
-        raise RuntimeError("the linear system of an implicit step's gradient was not solved; use smaller steps")
+        raise RuntimeError("the linear system for the gradient of an implicit step was not solved; take smaller steps")
     return from_real(solution.view_as(real), gradient)
 
 

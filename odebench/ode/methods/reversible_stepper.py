@@ -210,8 +210,8 @@ class _DriftMonitor:
     def check(self, difference: Tensor, y: Tensor, error: Tensor | None) -> Status | None:
         """Return ``unstable`` if the difference is too large, else None.
 
-        difference: the accepted state minus the auxiliary state. y: the accepted state. error: the error of the step.
-        All are [N].
+        difference: how far the state and the auxiliary state are apart. y: the accepted state. error: the error of the
+            step, with adaptive steps. All are [N].
         """
         tensors = (difference, y) if error is None else (difference, y, error)
         distance, size, *errors = torch.stack([torch.linalg.vector_norm(x) for x in tensors]).tolist()

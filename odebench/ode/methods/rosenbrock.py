@@ -51,7 +51,7 @@ class Rosenbrock:
         if not all(len(row) == s for row in (self.b, self.gammas, self.error or self.b, self.dense)):
             raise ValueError(f"method {self.name}: b, gammas, error and dense need {s} entries")
         if not all([len(row) for row in rows] == list(range(s)) for rows in (self.a, self.c)):
-            raise ValueError(f"method {self.name}: row i of a and c needs i entries")
+            raise ValueError(f"method {self.name}: row i = 0, 1, ... of a and c needs i entries")
 
     @property
     def stages(self) -> int:

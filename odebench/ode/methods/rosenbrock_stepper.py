@@ -29,13 +29,13 @@ class RosenbrockStepper(Stepper):
     def __init__(self, method: Rosenbrock, field: Any, y: Tensor, options: StepperOptions) -> None:
         if torch.is_grad_enabled() and real_size(y) > MAX_DENSE_SIZE:
             raise ValueError(
-                f"method {method.name} has no graph for states of more than {MAX_DENSE_SIZE} numbers, got "
+                f"method {method.name} supports autograd only for states of up to {MAX_DENSE_SIZE} numbers, got "
                 f"{real_size(y)}; use gradient='adjoint', or kvaerno5"
             )
         self._method, self._field, self._one_sided = method, field, options.one_sided
         self._accuracy = StageTolerance(options.tolerance, options.norm)
         self._stats = options.stats or Stats()
-        # The relative and absolute tolerances of the linear systems: up to the acceptable error, or up to round-off.
+        # The relative and absolute tolerances of the linear systems: the acceptable error, or round-off.
         self._linear_tolerances = (0.0, 1.0) if options.tolerance else (1e3 * torch.finfo(y.dtype).eps, 0.0)
         self._u = StageList(exclusive=True)
         self._attempted: tuple[float, float, Tensor] = (0.0, 0.0, y)

@@ -64,7 +64,7 @@ class Tableau(ButcherTableau):
         s, e = len(self.c), len(self.extra_c)
         rows = [len(row) for row in (*self.a, *self.extra_a)]
         if len(self.b) != s or rows != list(range(s + e)) or (self.error is not None and len(self.error) != s):
-            raise ValueError(f"tableau {self.name}: c, b and error need {s} entries, row i of a needs i")
+            raise ValueError(f"tableau {self.name}: c, b and error need {s} entries, row i = 0, 1, ... of a needs i")
         if (self.error is None) != (self.dense is None):
             raise ValueError(f"tableau {self.name}: an adaptive method needs error weights and a dense output")
         if (self.dense is None) != (self.dense_order is None):

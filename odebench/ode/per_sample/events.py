@@ -117,9 +117,9 @@ class RowEventDetector:
         return time
 
     def _snap_to_outputs(self, time: Tensor, interpolant: "_RowInterpolant", t_next: Tensor) -> Tensor:
-        """Return the event times [b'], moved to an output time if rounding errors alone separate the two.
+        """Return the event times [b'], or an output time that lies just after an event.
 
-        This is done only if the output time lies just after the event.
+        The output time is returned if it differs from the time of the event only by rounding.
         """
         eps = torch.finfo(self._problem.time_dtype).eps
         distance = 8 * eps * torch.maximum(interpolant.t.abs(), t_next.abs()).unsqueeze(1)

@@ -152,7 +152,7 @@ class AdaptiveStepSizes:
 
 
 class FixedStepSizes:
-    """Steps through the times of the plan's grid, computed for each row from its own output times."""
+    """Fixed steps from each time of the plan's grid to the next; each row has a grid made from its own output times."""
 
     def __init__(self, problem: RowProblem, plan: SolvePlan) -> None:
         assert plan.grid is not None
@@ -168,7 +168,7 @@ class FixedStepSizes:
         self.last = self._count == 0
 
     def choose(self, t: Tensor) -> Tensor | None:
-        """Step to the next point of each row's grid."""
+        """Choose the step to the next point of each row's grid."""
         self._position += 1
         self.t_next = self._grid[:, self._position]
         self.h = self.t_next - t
@@ -185,12 +185,12 @@ class FixedStepSizes:
         self._grid, self._count, self.error_ratio = (take_rows(x, idx) for x in parts)
 
     def failure_statuses(self, attempted: bool) -> list[Status]:
-        """Fixed steps do not fail."""
+        """Return an empty list: fixed steps do not fail."""
         return []
 
 
 def grid_with_num_steps(steps: int) -> GridFunction:
-    """A grid of ``steps`` steps over the whole span; each interval between two times is divided evenly."""
+    """Make a grid of ``steps`` steps over the whole span; it divides each interval between two times evenly."""
 
     def grid(times: list[float]) -> list[float]:
         return even_grid(abs(times[-1] - times[0]) / steps)(times)
@@ -199,7 +199,10 @@ def grid_with_num_steps(steps: int) -> GridFunction:
 
 
 def _error_ratio(tolerance: Tolerance, error: Tensor, size: Tensor) -> Tensor:
-    """The error of each row [b] in units of the tolerance, on the host; both arguments [b, n] are overwritten."""
+    """Return the error of each row [b] in units of the tolerance, on the host.
+
+    error: the errors [b, n]. size: the absolute values [b, n] of the states. Both are overwritten.
+    """
     rtol, atol = tolerance.rtol, tolerance.atol
     if isinstance(rtol, float) and isinstance(atol, float) and 0 < atol < 1e30 * rtol:
         # rtol divides the norms instead of the states: one tensor operation less.
