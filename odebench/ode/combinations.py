@@ -1,4 +1,4 @@
-"""Checks which choices of a solve exclude each other. Imports no torch, so that the command line can use it."""
+"""Check which choices of a solve exclude each other. Imports no torch, so that the command line can use it."""
 
 import re
 from collections.abc import Callable

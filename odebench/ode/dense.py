@@ -212,7 +212,7 @@ class DenseOutput:
     def _at(self, t: float | Sequence[float] | Tensor, evaluate: Evaluation, order: int) -> Any:
         """Call ``evaluate`` at t; return the result in the structure of y0.
 
-        order: the order of the derivative of y that is the derivative of the result with respect to t.
+        order: the order of the derivative of y(t) that gives the gradient of the result with respect to t.
         """
         times, slack = _as_list(t)
         values = self.flat(times, slack, evaluate)
@@ -225,8 +225,9 @@ class DenseOutput:
         return self._unflatten(values if _is_sequence(t) else values[0])
 
     def flat(self, times: Sequence[float], slack: float, evaluate: Evaluation = Interpolant.evaluate) -> Tensor:
-        """Return the flat states [T, N] at T times in any order; evaluate: computes them, or other values.
+        """Return the flat states [T, N] at T times in any order.
 
+        evaluate: computes them from an interpolant and thetas; it may compute other values [len(thetas), N] instead.
         slack: how far a time may lie outside the span, relative to the largest time in it. Raises ValueError for a time
             further outside.
         """

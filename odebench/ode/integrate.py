@@ -34,13 +34,13 @@ class Observer:
     """
 
     def attempt(self, t: float, y: Tensor, h: float) -> None:
-        """Follow a step that is about to be tried."""
+        """Called before a step is tried."""
 
     def accept(self, t: float, y: Tensor, h: float) -> None:
-        """Follow the acceptance of the step just tried."""
+        """Called when the step just tried is accepted."""
 
     def reject(self, t: float, y: Tensor, h: float) -> None:
-        """Follow the rejection of the step just tried, which is repeated with a smaller size."""
+        """Called when the step just tried is rejected; it is then repeated with a smaller size."""
 
 
 @dataclass

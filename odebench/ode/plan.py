@@ -1,4 +1,4 @@
-"""How a solve steps: method, tolerance or grid, step sizes, and the times that a step must end at."""
+"""The plan of a solve: method, tolerance or grid, step sizes, and the times that a step must end at."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Checks for solves inside ``torch.func`` (grad, jvp, vmap, ...) and forward-mode differentiation.
+"""Checks of solves inside ``torch.func`` (grad, jvp, vmap, ...) and forward-mode differentiation.
 
 Both differentiate only torch's own operations: hand-written steps and backward passes would lose derivatives.
 """

@@ -1,4 +1,4 @@
-"""The table of steppers for each family of methods."""
+"""The table of steppers: one class for each family of methods."""
 
 import difflib
 from collections.abc import Callable

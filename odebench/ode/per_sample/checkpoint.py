@@ -57,7 +57,7 @@ class AcceptedRowStep:
 
 
 class RowStepHistory:
-    """Record the accepted steps of a loop that starts at y [B, n], and states.
+    """Record the accepted steps of a loop that starts at y [B, n], and states that the steps start from.
 
     limit: the largest number of times at which the states of all rows are stored; None stores the states of each step.
     """

@@ -21,7 +21,7 @@ class RowObserver(Protocol):
     """An observer of every step that at least one row accepts."""
 
     def accept(self, step: RowStep, accepted: Tensor, outputs: StepOutputs | None) -> None:
-        """Follow an attempted step of b rows.
+        """Called when at least one of the b rows in a step accepts it.
 
         accepted: [b] whether each row accepts the step.
         outputs: the output times in this step; None if there are none.
