@@ -256,7 +256,7 @@ def compare(base: Tree, ours: Tree, names: Sequence[str]) -> tuple[int, int]:
 
 
 def train(tree: Tree, name: str, folder: str, stop: str = "") -> Job:
-    """Make a job that trains into a folder. stop: its name if it stops after some steps, else ""."""
+    """Make a job that trains into a folder. stop: if it stops after some steps, the first word of its name, else ""."""
     words = ["train", *f"{(TASKS | VARIANTS)[name]} {COMMON} run_dir={folder}".split()]
     if stop:
         return Job(tree, f"{stop} {name}", words, ("-c", STOPPED_PYTHON), INTERRUPTED)

@@ -113,7 +113,7 @@ def start(folder: Path) -> int:
 def wait(child: int, seconds: float | None = None, folder: Path | None = None) -> int:
     """Wait for the child and return its exit code.
 
-    Kills it after `seconds`; if a folder is given, then as soon as the child writes a file in it.
+    Kills it after `seconds` or, if a folder is given, at the next moment after that when the child writes a file in it.
     """
     if seconds is not None:
         deadline = time.monotonic() + seconds

@@ -39,7 +39,7 @@ class DensityData:
         for name, split in self.splits().items():
             if split.dtype != torch.float32 or split.ndim < 2 or split.shape[1:] != self.train.shape[1:]:
                 form = f"{str(split.dtype).removeprefix('torch.')} {list(split.shape)}"
-                raise UsageError(f"{name} samples must be float32 [N, *shape], one shape for all, not {form}")
+                raise UsageError(f"{name} samples must be float32 [N, *shape], one shape in all splits, not {form}")
             if not len(split):
                 raise UsageError(f"there are no {name} samples")
             if not split.isfinite().all():

@@ -68,7 +68,7 @@ def poisson_events(
     if frequency[0] > frequency[1]:
         raise UsageError(f"data.frequency: the lower end {frequency[0]:g} is above the upper end {frequency[1]:g}")
     if series <= NUM_TEST:
-        raise UsageError(f"data.series={series}: must be more than the {NUM_TEST} for test")
+        raise UsageError(f"data.series={series}: must be more than {NUM_TEST}, the number of test series")
     random = np.random.RandomState(random_state)
     ranges = ([share * level for share in LEVEL], DEPTH, frequency, PHASE)
     levels, depth, frequencies, phase = (random.uniform(low, high, series) for low, high in ranges)

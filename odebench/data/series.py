@@ -195,7 +195,10 @@ class SeriesData:
     def __post_init__(self) -> None:
         for name, split in self.splits().items():
             if split.dim != len(self.channels):
-                raise UsageError(f"the {name} series have {split.dim} values per point, not {len(self.channels)}")
+                raise UsageError(
+                    f"the {name} series have {split.dim} values per point, but the data set has {len(self.channels)} "
+                    "channels"
+                )
             if not (split.is_input.any() and split.is_target.any()):
                 raise UsageError(f"the {name} series have no inputs, or no targets")
             used = split.times[split.is_input | split.is_target]

@@ -32,9 +32,9 @@ def spirals(*, observed: int, beyond: int, validation: int, train_limit: int | N
     training's seed. Raises UsageError if `observed` or `beyond` is larger than the curve allows.
     """
     if not 0 < observed <= WINDOW:
-        raise UsageError(f"data.observed={observed}: must be from 1 to {WINDOW}, the times of a spiral's window")
+        raise UsageError(f"data.observed={observed}: must be from 1 to {WINDOW}, the number of times in the window")
     if not 0 < beyond <= NUM_TIMES - 2 * WINDOW:
-        raise UsageError(f"data.beyond={beyond}: must be from 1 to {NUM_TIMES - 2 * WINDOW}, where the curve ends")
+        raise UsageError(f"data.beyond={beyond}: must be from 1 to {NUM_TIMES - 2 * WINDOW}; then the curve ends")
     random = np.random.RandomState(random_state)
     labels = random.permutation(np.arange(NUM_SPIRALS) % 2)
     order = random.permutation(NUM_SPIRALS)

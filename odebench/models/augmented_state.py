@@ -31,8 +31,8 @@ class FieldEvaluation:
     ) -> None:
         if noise is not None and noise.shape != z.shape:
             raise ValueError(
-                f"noise has shape {tuple(noise.shape)} and the state {tuple(z.shape)}; with stepping='per_sample' pass "
-                "the noise to the solve as args=(Rows(noise),)"
+                f"noise has shape {tuple(noise.shape)}, but the state has {tuple(z.shape)}; with stepping='per_sample' "
+                "pass the noise to the solve as args=(Rows(noise),)"
             )
         self.t, self.z, self.noise = t, z, noise
         self._field, self._args = field, args

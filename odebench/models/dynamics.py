@@ -150,7 +150,7 @@ class RegularisedSolve:
 
 def _check_can_be_regularised(z0: Any, options: dict[str, Any]) -> None:
     if not isinstance(z0, Tensor) or z0.dim() < 2:
-        raise UsageError("dynamics: only a state that is one tensor [B, *shape] is regularised; use dynamics=plain")
+        raise UsageError("dynamics: regularisation needs a state that is one tensor [B, *shape]; use dynamics=plain")
     if options.get("event") is not None or options.get("dense"):
         raise UsageError("dynamics: solves with events or dense output are not regularised; use dynamics=plain")
 

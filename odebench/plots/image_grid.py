@@ -25,7 +25,7 @@ def image_grid(images: np.ndarray, title: str = "Samples") -> Figure:
 def image_pairs(originals: np.ndarray, reconstructions: np.ndarray, title: str = "Reconstructions") -> Figure:
     """Draw originals in rows of ten, each row above its reconstructions. Both have the same shape: see `image_grid`."""
     if originals.shape != reconstructions.shape:
-        raise ValueError(f"originals are {originals.shape}, reconstructions {reconstructions.shape}")
+        raise ValueError(f"originals have shape {originals.shape}, reconstructions {reconstructions.shape}")
     pairs = zip(_rows(originals), _rows(reconstructions), strict=True)
     rows = [row for pair in pairs for row in pair]
     return _draw(rows, ["original", "reconstruction"] * (len(rows) // 2), title, originals.shape)

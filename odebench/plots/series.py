@@ -13,7 +13,7 @@ from odebench.plots import style
 
 TIME_LABEL = "t (time of the series)"
 BAND = (5, 95)  # percentiles over the latent samples
-BAND_LABEL = f"{BAND[0]} to {BAND[1]} % of samples"
+BAND_LABEL = f"{BAND[0]}th to {BAND[1]}th percentile of samples"
 SAMPLES = "single latent samples"
 MAX_PALE_LINES = 20
 MAX_COLUMNS = 3

@@ -327,7 +327,7 @@ FIGURES = {
     ),
     "error-tolerance": FigureKind(
         "error of the output against tolerance, after training",
-        f"evaluations at tolerances, with an {OUTPUT_ERROR}; make them: odebench eval RUN tol=1e-2,1e-3,1e-4",
+        f"evaluations with {OUTPUT_ERROR} at two tolerances; make them: odebench eval RUN tol=1e-2,1e-3,1e-4",
         _error_against_tolerance,
     ),
     "gradient-tolerance": FigureKind(

@@ -98,8 +98,8 @@ def _row_statistics(
 ) -> tuple[float, float]:
     """The mean and standard deviation of a tag over a row's runs.
 
-    The values are those after `minutes` of training if the row has ``within_time_of``, those of an evaluation if it has
-    ``evaluation``, and otherwise those at the end of the training.
+    If the row has ``within_time_of``, the values are those after `minutes` of training. If it has ``evaluation``, they
+    are those of an evaluation, except for tags final/NAME. Otherwise they are those at the end of the training.
     """
     if row.within_time_of is not None:
         return mean_and_std([_value_after_minutes(run, tag, minutes) for run in group.done_runs])

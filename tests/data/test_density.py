@@ -59,7 +59,7 @@ def test_the_hash_of_a_split_depends_on_its_samples():
     ("changes", "line"),
     [
         ({"train": torch.zeros(4, 2, dtype=torch.float64)}, r"^train samples must be float32 .* not float64 \[4, 2\]"),
-        ({"test": torch.zeros(4, 3)}, r"^test samples must be float32 \[N, \*shape\], one shape for all"),
+        ({"test": torch.zeros(4, 3)}, r"^test samples must be float32 \[N, \*shape\], one shape in all splits"),
         ({"train": torch.zeros(4)}, r"^train samples must be"),
         ({"validation": torch.zeros(0, 2)}, r"^there are no validation samples"),
         ({"test": torch.tensor([[0.0, math.nan]])}, r"^the test samples hold numbers that are not finite"),

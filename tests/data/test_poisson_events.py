@@ -124,7 +124,7 @@ def test_series_without_an_event_are_dropped_and_counted():
 
 
 def test_too_few_series_and_reversed_ranges_raise_an_error():
-    with pytest.raises(UsageError, match=r"data\.series=200: must be more than the 200 for test"):
+    with pytest.raises(UsageError, match=r"data\.series=200: must be more than 200, the number of test series"):
         load(series=200)
     with pytest.raises(UsageError, match=r"data\.frequency: the lower end 2 is above"):
         load(frequency=(2.0, 1.0))

@@ -310,7 +310,7 @@ def test_inconsistent_splits_raise_an_error():
     pool = random_pool()
     parts = {"train": pool, "validation": pool, "test": pool, "span": 2.0}
     SeriesData(**parts, channels=("a", "b", "c"), num_classes=2)
-    with pytest.raises(UsageError, match="have 3 values per point, not 2"):
+    with pytest.raises(UsageError, match="have 3 values per point, but the data set has 2 channels"):
         SeriesData(**parts, channels=("a", "b"), num_classes=2)
     with pytest.raises(UsageError, match="outside 0 to 0"):
         SeriesData(**parts, channels=("a", "b", "c"), num_classes=1)

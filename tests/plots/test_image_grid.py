@@ -46,7 +46,7 @@ def test_reconstructions_are_drawn_below_their_originals():
     figure = image_pairs(originals, reconstructions)
     assert sheet(figure)[::5, 0, 0].tolist() == [0.0, 0.5, 0.0, 0.5]
     assert ticks(figure.axes[0].yaxis) == ["original", "reconstruction"] * 2
-    with pytest.raises(ValueError, match="originals are"):
+    with pytest.raises(ValueError, match="originals have shape"):
         image_pairs(originals, reconstructions[:3])
 
 

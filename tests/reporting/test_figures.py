@@ -145,7 +145,7 @@ def test_evaluations_with_fixed_steps_are_a_line_along_the_steps(record, runs, p
     (record() / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (error,) = figures.draw("figure3", collect_runs([runs])).axes
     assert points(error) == {"rk4": [(8, 2**-4), (16, 4**-4), (32, 8**-4)]}
-    with pytest.raises(UsageError, match="needs evaluations at tolerances"):
+    with pytest.raises(UsageError, match="needs evaluations with output_error at two tolerances"):
         figures.draw("error-tolerance", collect_runs([runs]))
 
 
