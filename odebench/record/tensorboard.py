@@ -75,7 +75,7 @@ def reopen_writer(
 ) -> SummaryWriter:
     """Open a writer that continues after `step`.
 
-    TensorBoard then ignores earlier events of later steps and of an end.
+    TensorBoard then ignores events that the files already hold for later steps or for the run's end.
     """
     files = sorted(folder.glob(layout.EVENT_FILES))
     for path in files:

@@ -1,5 +1,5 @@
-"""Many trainings from one command: expanded, validated, run locally, by SLURM or by Hydra's launchers, and resumed.
+"""Run many trainings (jobs) with one command, on this machine, by SLURM or by a launcher of Hydra; and resume them.
 
-A sweep is a folder. sweep.yaml lists its jobs as text, the overrides of `odebench train`. That command runs each job in
-its own process and writes its record to a folder chosen in advance. This package does not import torch.
+A sweep is a folder. Its file sweep.yaml lists the jobs as text: the overrides of `odebench train`. Each job is this
+command in its own process, which writes its record to a folder chosen in advance. This package does not import torch.
 """

@@ -1,4 +1,4 @@
-"""One attempt at one job: start it in its own process, and record a status however it ends."""
+"""Run one attempt at one job: start it in its own process, and record a status however it ends."""
 
 import contextlib
 import fcntl
@@ -23,11 +23,11 @@ from odebench.sweep.validate import Job
 _LOG = logging.getLogger(__name__)
 
 COMMAND = (sys.executable, "-m", "odebench")
-# A diverged job is final too: with the same seed it would diverge again.
+# Jobs with these statuses are not run again. A diverged job would diverge again with the same seed.
 FINAL_STATUSES = ("done", "diverged")
-# Any other exit code is a failure. torchrun's code only says that one of its processes failed.
+# Any other exit code means failed. The code of torchrun only tells that one of its processes failed.
 _STATUS_BY_EXIT_CODE = {DONE: "done", WRONG_USAGE: "failed", DIVERGED: "diverged", STOPPED: "interrupted"}
-# Of a job, and of a sweep by the worst status among its jobs, which comes first.
+# Exit code of a job by its status. That of a sweep is given by the first of these statuses that one of its jobs has.
 EXIT_CODES = {
     "failed": FAILED,
     "diverged": DIVERGED,
@@ -42,7 +42,7 @@ _TAIL_BYTES = 1 << 14
 
 @dataclass
 class Attempt:
-    """A running job. Its log stays open and locked until `finish`. distributed: runs as processes of torchrun."""
+    """A running job. Its log is open and locked until `finish`. distributed: whether torchrun starts its processes."""
 
     job: Job
     process: subprocess.Popen[bytes]
@@ -51,7 +51,10 @@ class Attempt:
     stopped: bool = False
 
     def stop(self) -> None:
-        """Ask the job to save a checkpoint and exit. srun forwards USR1, but kills all soon after a SIGTERM."""
+        """Ask the job to save a checkpoint and exit.
+
+        A distributed job gets USR1, which srun forwards. After SIGTERM, srun would soon kill all processes.
+        """
         self.stopped = True
         self.process.send_signal(signal.SIGUSR1 if self.distributed else signal.SIGTERM)
 
@@ -65,23 +68,26 @@ class Attempt:
 
 @dataclass(frozen=True)
 class FailurePolicy:
-    """Reaction to a failed job: retry it at most ``retry`` times, then stop the sweep if ``fail_fast``."""
+    """What to do when a job fails: retry it at most ``retry`` times, then stop the sweep if ``fail_fast``."""
 
     fail_fast: bool
     retry: int
 
     def should_retry(self, attempt: Attempt, failures: int) -> bool:
-        """Whether to retry a job after this number of failures; invalid settings would fail again."""
+        """Whether to retry a job after this number of failures.
+
+        Not if its settings are invalid: it would fail again.
+        """
         return attempt.process.returncode != WRONG_USAGE and failures <= self.retry
 
 
 def acquire(sweep: Sweep, job: Job) -> BinaryIO | None:
-    """Open and lock the job's log; None while a process of an earlier attempt is still alive.
+    """Open and lock the job's log. Returns None if a process of an earlier attempt is still alive.
 
-    The processes of a job inherit the open file and its lock, so the lock survives a crash of the sweep. On a file
-    system without locks, the log stays unlocked.
+    The processes of a job inherit the open file and its lock, so the job stays locked if the sweep crashes. If the file
+    system has no locks, the log is not locked.
     """
-    sweep.log_path(job).parent.mkdir(exist_ok=True)  # somebody may have removed the logs
+    sweep.log_path(job).parent.mkdir(exist_ok=True)  # a user may have removed the logs
     log = sweep.log_path(job).open("ab")
     try:
         fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -96,10 +102,10 @@ def acquire(sweep: Sweep, job: Job) -> BinaryIO | None:
 def start(
     sweep: Sweep, job: Job, log: BinaryIO, environment: Mapping[str, str], launcher: Sequence[str] = ()
 ) -> Attempt:
-    """Start a job, from its checkpoint if there is one. launcher: command that starts it as several processes."""
+    """Start a job, from its checkpoint if it has one. launcher: a command that starts several processes of the job."""
     folder = sweep.job_folder(job)
     if has_checkpoint(folder):
-        write_status(sweep, job, "queued", "")  # so that a later status comes from this attempt
+        write_status(sweep, job, "queued", "")  # any other status is then from this attempt
         arguments = ["resume", str(folder)]
     else:
         reset_job(sweep, job)
@@ -114,13 +120,13 @@ def start(
         stderr=log,
         cwd=sweep.cwd if sweep.cwd.is_dir() else None,
         env={**os.environ, **environment},
-        start_new_session=True,  # Ctrl-C goes to the sweep, which asks its jobs to stop
+        start_new_session=True,  # Ctrl-C reaches only the sweep, which asks its jobs to stop
     )
     return Attempt(job, process, log, distributed=bool(launcher))
 
 
 def finish(sweep: Sweep, attempt: Attempt) -> RunOverview:
-    """Wait for an attempt to end and read its result; write the status that the job could not write itself."""
+    """Wait for an attempt to end and return its result. If the job died without writing its status, write it here."""
     job, code = attempt.job, attempt.process.wait()
     expected = "interrupted" if code < 0 and attempt.stopped else _STATUS_BY_EXIT_CODE.get(code, "failed")
     recorded = read_status(sweep, job, trust_status=True).status
@@ -136,7 +142,7 @@ def finish(sweep: Sweep, attempt: Attempt) -> RunOverview:
 
 
 def read_status(sweep: Sweep, job: Job, trust_status: bool = False) -> RunOverview:
-    """Read the job's status from its folder; damaged files count as failed."""
+    """Read the status of a job from its folder. If a file is damaged, the status is failed."""
     try:
         return read_overview(sweep.job_folder(job), trust_status)
     except UsageError as error:
@@ -144,12 +150,12 @@ def read_status(sweep: Sweep, job: Job, trust_status: bool = False) -> RunOvervi
 
 
 def write_status(sweep: Sweep, job: Job, status: str, message: str) -> None:
-    """Write a status on behalf of a job, at its current step."""
+    """Write the status of a job in its place; the step does not change."""
     write_run_status(sweep.job_folder(job), status, read_status(sweep, job).step, message=message)
 
 
 def end_lost_jobs(sweep: Sweep, jobs: Iterable[Job], status: str, message: str) -> None:
-    """Write the status of jobs that are running by their files, but have no process any more."""
+    """Write a new status for those jobs whose status is running, but whose processes no longer exist."""
     for job in jobs:
         if read_status(sweep, job, trust_status=True).status == "running" and (log := acquire(sweep, job)) is not None:
             write_status(sweep, job, status, message)
@@ -164,7 +170,7 @@ def _failure_reason(sweep: Sweep, attempt: Attempt) -> str:
         name = signal.Signals(-code).name
         return f"killed by {name}" + ", perhaps out of memory" * (name == "SIGKILL")
     printed = sweep.log_path(attempt.job).read_bytes()[-_TAIL_BYTES:].decode(errors="replace").splitlines()
-    # torchrun prints a long report after the training's own message.
+    # torchrun prints a long report after the error message of the training.
     messages = [line for line in printed if line.startswith("odebench ")] if attempt.distributed else []
     last = next((line for line in reversed(messages or printed) if line.strip()), "")
     return last if code and not last.startswith("== ") else f"exited with code {code} without a result"

@@ -1,4 +1,4 @@
-"""Where the jobs of a sweep run: the settings of the group `cluster`, composed separately from a training's."""
+"""Read the settings of the group `cluster`: where the jobs of a sweep run. They are no settings of a training."""
 
 import re
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ _NAME_PATTERN = r"[\w.,:+@/-]+"
 class LocalCluster:
     """Settings of `cluster=local`: this machine."""
 
-    num_processes: ClassVar[int] = 1  # that train one model
+    num_processes: ClassVar[int] = 1  # number of processes that train one model
 
     name: Literal["local"]
     jobs: PositiveInt
@@ -32,7 +32,7 @@ class LocalCluster:
 
 @dataclass(frozen=True)
 class SlurmCluster:
-    """Settings of `cluster=slurm`: the options of sbatch; None leaves one to the cluster's default."""
+    """Settings of `cluster=slurm`: options of sbatch. None means the default of the cluster."""
 
     name: Literal["slurm"]
     jobs: PositiveInt | None
@@ -61,7 +61,7 @@ class SlurmCluster:
 
 @dataclass(frozen=True)
 class HydraLauncher:
-    """A launcher of Hydra; overrides: its choice and its settings."""
+    """A launcher of Hydra. overrides: those that choose it and change its settings."""
 
     num_processes: ClassVar[int] = 1
 
@@ -69,7 +69,7 @@ class HydraLauncher:
 
 
 _CLUSTER_TYPES: dict[str, type] = {"local": LocalCluster, "slurm": SlurmCluster}
-# Options of sbatch that have a setting, and those that a sweep sets itself.
+# Options of sbatch that have their own setting; then options that a sweep sets itself.
 _OPTIONS_WITH_SETTING = {
     "array": "cluster.jobs",
     "partition": "cluster.partition",
@@ -86,7 +86,7 @@ _RESERVED_OPTIONS = re.compile(
 
 
 def known_keys() -> list[str]:
-    """All settings of all kinds of cluster, such as ``cluster.jobs``."""
+    """Return the keys of the settings of all kinds of cluster, such as ``cluster.jobs``."""
     names = dict.fromkeys(field.name for kind in _CLUSTER_TYPES.values() for field in fields(kind))
     return [f"{GROUP}.{name}" for name in names if name != "name"]
 
@@ -99,9 +99,9 @@ def is_cluster_override(override: str) -> bool:
 def read_cluster(
     overrides: Sequence[str], config_dir: Path | None = None
 ) -> LocalCluster | SlurmCluster | HydraLauncher:
-    """The cluster that the overrides choose, by default local. UsageError names the key and what to do.
+    """Read the cluster that the overrides choose, by default local. A UsageError names the key and what to do.
 
-    A user's file in ``cluster/`` of their config_dir may inherit from ours by ``defaults: [slurm]``.
+    A user's file in the folder ``cluster`` of ``config_dir`` may include one of ours with ``defaults: [slurm]``.
     """
     parsed = parse_overrides(list(overrides), config_dir)
     for override in parsed:
@@ -118,7 +118,7 @@ def read_cluster(
     if name not in known:
         raise unknown_name(GROUP, name, known, "clusters")
     option = read_yaml(known[name])
-    if "defaults" in option:  # only then, as Hydra takes a moment
+    if "defaults" in option:  # use Hydra only if needed, because it is slow
         option = compose_option(GROUP, name, config_dir)
     node: dict[str, Any] = dict(OmegaConf.to_container(option, resolve=True))  # type: ignore[arg-type]
     cluster_type = _CLUSTER_TYPES.get(str(node.get("name")))
@@ -127,8 +127,8 @@ def read_cluster(
     for override in parsed:
         if override.key_or_group != GROUP:
             _set_key(node, override.key_or_group.removeprefix(f"{GROUP}."), override.value())
-    if isinstance(node.get("time"), int):  # YAML reads 8:00:00 as seconds, sbatch reads a number as minutes
-        line = "write hours, minutes and seconds, as in 8:00:00; in a YAML file, in quotes: '8:00:00'"
+    if isinstance(node.get("time"), int):  # YAML turns 8:00:00 into seconds; sbatch takes a number as minutes
+        line = "write hours, minutes and seconds, as in 8:00:00; in a YAML file put it in quotes: '8:00:00'"
         raise UsageError(f"{GROUP}.time={node['time']}: {line}")
     cluster = read_dataclass(cluster_type, node, f"{GROUP}.")
     if isinstance(cluster, SlurmCluster):
@@ -137,7 +137,7 @@ def read_cluster(
 
 
 def _set_key(node: dict[str, Any], key: str, value: Any) -> None:
-    """Set a key; ``directives.NAME`` adds a directive."""
+    """Set a key in place. The key ``directives.NAME`` adds a directive."""
     first, _, rest = key.partition(".")
     if rest and first == "directives":
         node[first] = {**node.get(first, {}), rest: value}
@@ -146,7 +146,7 @@ def _set_key(node: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _check_slurm(cluster: SlurmCluster) -> None:
-    """Check the form of every value for sbatch, so that none can inject another option."""
+    """Raise UsageError if a value for sbatch has a wrong form. No value can then inject another option."""
     forms = {
         "partition": (_NAME_PATTERN, "gpu"),
         "account": (_NAME_PATTERN, "my_project"),
@@ -160,11 +160,11 @@ def _check_slurm(cluster: SlurmCluster) -> None:
     for name, value in cluster.directives.items():
         where = f"{GROUP}.directives.{name}={format_value(value)}"
         if not re.fullmatch(r"[a-z][a-z0-9-]+", name):
-            raise UsageError(f"{where}: a directive is a long option of sbatch, without the dashes")
+            raise UsageError(f"{where}: the name must be that of a long option of sbatch, without dashes")
         if name in _OPTIONS_WITH_SETTING:
-            raise UsageError(f"{where}: set {_OPTIONS_WITH_SETTING[name]}")
+            raise UsageError(f"{where}: set {_OPTIONS_WITH_SETTING[name]} instead")
         if _RESERVED_OPTIONS.fullmatch(name):
-            raise UsageError(f"{where}: the sweep sets it itself")
+            raise UsageError(f"{where}: the sweep sets this option itself; leave it out")
         if not isinstance(value, str | int | float | bool) or not str(value).isprintable():
             raise UsageError(f"{where}: give one value in one line, or true for an option without a value")
     for command in cluster.setup:

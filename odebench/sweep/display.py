@@ -1,4 +1,4 @@
-"""Columns with the state of runs, and the progress of a sweep: a table redrawn on a terminal, else plain lines."""
+"""Show the state of runs and the progress of a sweep: a table that is redrawn on a terminal, lines elsewhere."""
 
 import logging
 import sys
@@ -24,7 +24,7 @@ STATE_COLUMNS = ("STATUS", "STEP", "ETA", "BEST", "NFE", "MINUTES")
 
 
 def state_columns(run: RunOverview) -> tuple[str, ...]:
-    """Status, progress and results of a run: best validation value of the objective, forward NFE of the last epoch."""
+    """Return the STATE_COLUMNS of a run. BEST: best validation value. NFE: forward, mean over the last epoch."""
     objective, best = run.setting("trainer.objective"), run.summary.get("objective")
     return (
         run.status,
@@ -37,7 +37,7 @@ def state_columns(run: RunOverview) -> tuple[str, ...]:
 
 
 def eta(seconds: float | None) -> str:
-    """Remaining time as ``H:MM:SS``, or ``M:SS`` below an hour."""
+    """Format a remaining time as ``H:MM:SS``, or as ``M:SS`` below an hour; ``-`` if it is unknown."""
     if seconds is None:
         return "-"
     minutes, rest = divmod(round(seconds), 60)
@@ -49,15 +49,15 @@ def _number(value: Any, form: str) -> str:
 
 
 def format_counts(counts: Mapping[str, int]) -> str:
-    """Number of jobs by status, such as ``3 queued, 2 running``."""
+    """Format the number of jobs by status, such as ``3 queued, 2 running``."""
     return ", ".join(f"{counts[status]} {status}" for status in layout.STATUSES if counts.get(status))
 
 
 class SweepDisplay:
-    """Progress on stderr: the number of jobs by status, and a line for each running job."""
+    """Shows progress on stderr: the number of jobs by status, and a line for each running job."""
 
     def __init__(self, jobs: Sequence[Job], overviews: Sequence[RunOverview], num_rows: int) -> None:
-        """Show `jobs`, whose current state is `overviews`; num_rows: how many can run at a time."""
+        """Show `jobs`. overviews: their current states. num_rows: how many jobs can run at a time."""
         self._overviews = {job.number: overview for job, overview in zip(jobs, overviews, strict=True)}
         self._labels = {job.number: label for job, label in zip(jobs, job_labels(jobs), strict=True)}
         self._num_rows = min(num_rows, _MAX_ROWS)
@@ -79,7 +79,7 @@ class SweepDisplay:
         self._stack.close()
 
     def update(self, job: Job, overview: RunOverview) -> None:
-        """Update the state of a job; print a line when its status changes."""
+        """Update the state of a job. If its status changes, print a line."""
         before = self._overviews[job.number].status
         self._overviews[job.number] = overview
         if overview.status not in (before, "queued"):
@@ -87,15 +87,15 @@ class SweepDisplay:
             log.log(level, self._job_line(job.number))
 
     def status(self, job: Job) -> str:
-        """The job's last known status."""
+        """Return the last known status of a job."""
         return self._overviews[job.number].status
 
     def warn(self, text: str) -> None:
-        """Print a line that is not redrawn."""
+        """Print a warning above the table."""
         log.warning(text)
 
     def refresh(self) -> None:
-        """Redraw the table; without a terminal, print it every half a minute."""
+        """Redraw the table. Without a terminal, print it every PLAIN_INTERVAL_S seconds."""
         running = [number for number, overview in self._overviews.items() if overview.status == "running"]
         if self._rows:
             shown = running[: self._num_rows]
@@ -116,7 +116,7 @@ class SweepDisplay:
 
 
 def job_line(number: int, overview: RunOverview, label: str) -> str:
-    """The state of a job, such as ``job 3: done, step 20, val/accuracy 0.9712  seed=3``."""
+    """Format the state of a job, such as ``job 3: done, step 20, val/accuracy 0.9712  seed=3``."""
     best = overview.summary.get("objective")
     parts = [overview.status]
     if overview.step:

@@ -1,4 +1,4 @@
-"""Expand a command line or a sweep file, written in Hydra's grammar, to the overrides of each job."""
+"""Turn a command line or a sweep file, whose values are in Hydra's grammar, into the overrides of each job."""
 
 import itertools
 import math
@@ -18,25 +18,26 @@ from odebench.errors import UsageError
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
 
-# Keys that a sweep sets itself.
+# Keys that a sweep sets itself -> what to use instead.
 _RESERVED = {
-    "run_dir": "each job has its own folder; choose the sweep's by --output DIR (train -m: hydra.sweep.dir=DIR)",
+    "run_dir": "each job has its own folder; choose the sweep's with --output DIR (train -m: hydra.sweep.dir=DIR)",
     "hydra": "it is a setting of `odebench train -m`; for a sweep use --output DIR and cluster=",
 }
 
 MAX_JOBS = 100_000
 
-# Characters that must be quoted to keep a text one value.
+# A text with one of these characters must be quoted, or it would be read as several values.
 _GRAMMAR_CHARACTERS = set(",[]{}'\"")
 
 
 def expand(
     grids: Sequence[Sequence[str]], config_dir: Path | None = None, check_reserved: bool = True
 ) -> list[list[str]]:
-    """The overrides of every job: all combinations of each grid's values, the last key's value changing first.
+    """Return the overrides of every job: all combinations of the values in each grid. The last key changes fastest.
 
-    grids: the overrides of each, such as ``["solver=dopri5,tsit5", "seed=range(0,3)"]``. UsageError lists every invalid
-    override, one per line. check_reserved: reject keys that a sweep sets itself; `odebench eval` has no such keys.
+    grids: a list of overrides for each grid, such as ``["solver=dopri5,tsit5", "seed=range(0,3)"]``. check_reserved:
+    whether to reject keys that a sweep sets itself; `odebench eval` sets none. A UsageError lists every invalid
+    override, one per line.
     """
     jobs, errors, _ = expand_valid(grids, config_dir, check_reserved)
     if errors:
@@ -47,9 +48,10 @@ def expand(
 def expand_valid(
     grids: Sequence[Sequence[str]], config_dir: Path | None = None, check_reserved: bool = True
 ) -> tuple[list[list[str]], list[str], set[str]]:
-    """The jobs without the invalid overrides, the errors of these, and the keys whose validity depends on them.
+    """Expand ``grids``, leaving out invalid overrides. Returns the jobs, the errors, and the uncertain keys.
 
-    If a group's option is invalid, its settings are dropped too: another option might not have them.
+    If the option of a group is invalid, the settings of this group are left out too, because another option might not
+    have them. Keys are uncertain if the overrides that were left out decide whether they are valid.
     """
     jobs: list[list[str]] = []
     errors: list[str] = []
@@ -67,7 +69,7 @@ def expand_valid(
 
 
 def _expand_override(argument: str, config_dir: Path | None, check_reserved: bool, errors: list[str]) -> list[str]:
-    """One ``KEY=VALUE`` for each value; an invalid override adds to `errors` instead."""
+    """Return one ``KEY=VALUE`` for each value. If the override is invalid, add its error to `errors` and return []."""
     try:
         (override,) = parse_overrides([argument], config_dir)
         for key, reason in _RESERVED.items() if check_reserved else ():
@@ -84,7 +86,7 @@ def _expand_override(argument: str, config_dir: Path | None, check_reserved: boo
 
 
 def _override_values(override: "Override", config_dir: Path | None) -> list[str]:
-    """The values as text. UsageError for none and for more than MAX_JOBS."""
+    """Return the values of an override as text. Raises UsageError if there are none, or more than MAX_JOBS."""
     from hydra.core.override_parser.types import Glob
 
     line, key = override.input_line, override.key_or_group
@@ -106,9 +108,9 @@ def _override_values(override: "Override", config_dir: Path | None) -> list[str]
 
 
 def read_grids(path: Path) -> list[list[str]]:
-    """Read the grids of a sweep file: KEY: VALUES lines, or a list of such blocks, each a separate grid.
+    """Read the grids of a sweep file. It has KEY: VALUES lines, or a list of such blocks, each of which is a grid.
 
-    VALUES is a list of values, or text in the grammar of the command line; anything else raises UsageError.
+    VALUES is a list of values, or text in the grammar of the command line. Raises UsageError for anything else.
     """
     import yaml
 
@@ -137,13 +139,13 @@ def _grid_values(path: Path, key: str, values: Any) -> str:
         raise UsageError(f"--file {path}: {key} goes on the command line, or in a file of your own (--config-dir)")
     if values == []:
         raise UsageError(f"--file {path}: {key} has no values")
-    if isinstance(values, str):  # already in the grammar
+    if isinstance(values, str):  # already in the grammar of the command line
         return values
     return ",".join(_grammar_text(path, key, value) for value in (values if isinstance(values, list) else [values]))
 
 
 def _grammar_text(path: Path, key: str, value: Any) -> str:
-    """A YAML value in the grammar of the command line."""
+    """Write a YAML value in the grammar of the command line."""
     if isinstance(value, dict):
         raise UsageError(f"--file {path}: {key} is a block; write its keys with dots, as in {key}.{next(iter(value))}")
     if isinstance(value, list):
@@ -156,6 +158,6 @@ def _grammar_text(path: Path, key: str, value: Any) -> str:
 
 
 def merge_grids(grids: Sequence[Sequence[str]], overrides: Sequence[str]) -> list[list[str]]:
-    """Add the overrides of the command line to every grid of a file; they replace those with the same key."""
+    """Add the overrides of the command line to every grid of a file. They replace overrides with the same key."""
     given = {override.partition("=")[0] for override in overrides}
     return [[*(one for one in grid if one.partition("=")[0] not in given), *overrides] for grid in grids]

@@ -1,4 +1,4 @@
-"""The folder of a sweep: sweep.yaml with the jobs as text, a lock, and a folder and a log for each job.
+"""Write and read the folder of a sweep: sweep.yaml with the jobs, a lock, and a folder and a log for each job.
 
 outputs/sweeps/2026-11-24/14-03-22-123456/
   sweep.yaml  lock  logs/0000.txt ...  0000_odenet_dopri5/ ...  slurm/
@@ -39,8 +39,8 @@ _ENTRIES: dict[str, Any] = {
 class Sweep:
     """A sweep in its folder.
 
-    cluster: overrides that set where it runs; cwd: the base of its relative paths; search: overrides of the sweeper
-    that chooses its jobs, if they are no grid.
+    cluster: overrides that set where its jobs run. cwd: the folder to which its relative paths refer. search: overrides
+    of the sweeper if one chooses the jobs, else empty.
     """
 
     path: Path
@@ -51,11 +51,11 @@ class Sweep:
     search: tuple[str, ...] = ()
 
     def job_folder(self, job: Job) -> Path:
-        """The folder of a job's record."""
+        """Return the folder of a job's record."""
         return self.path / job.name
 
     def log_path(self, job: Job) -> Path:
-        """The file with the output of a job's processes; locked while one of them is alive."""
+        """Return the file with the output of a job's processes. It is locked while one of them is alive."""
         return self.path / LOGS_FOLDER / f"{job.name.partition('_')[0]}.txt"
 
 
@@ -72,8 +72,10 @@ def create_folder(chosen: Path | None, outputs: str) -> Path:
 
 
 def choose_folder(chosen: Path | None, outputs: str) -> Path:
-    """The folder for a new sweep, not created yet: `chosen`, or one named after the time. UsageError if it is not empty
-    or cannot be created."""
+    """Return the folder for a new sweep, without creating it: `chosen`, or one in `outputs` named after the time.
+
+    Raises UsageError if it is not empty or cannot be created.
+    """
     now = datetime.now()
     path = chosen or Path(outputs) / "sweeps" / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S-%f}"
     path = path.absolute()
@@ -87,7 +89,7 @@ def choose_folder(chosen: Path | None, outputs: str) -> Path:
 
 
 def write_sweep(sweep: Sweep) -> None:
-    """Write a new sweep: a folder with the status queued for each job, then sweep.yaml."""
+    """Write a new sweep: a folder for each job, with the status queued, then sweep.yaml."""
     (sweep.path / LOGS_FOLDER).mkdir()
     for job in sweep.jobs:
         reset_job(sweep, job)
@@ -104,7 +106,7 @@ def write_sweep(sweep: Sweep) -> None:
 
 
 def add_jobs(sweep: Sweep, jobs: Sequence[Job]) -> Sweep:
-    """Add queued jobs to a sweep that was read under its lock; they are numbered after the existing ones."""
+    """Add queued jobs to a sweep and return it. The caller must hold its lock. New numbers follow the existing ones."""
     new = [
         Job(number, f"{number:04d}_{job.name.partition('_')[2]}", job.overrides)
         for number, job in enumerate(jobs, start=len(sweep.jobs))
@@ -126,17 +128,17 @@ def _write(sweep: Sweep, content: dict[str, Any]) -> None:
 
 
 def reset_job(sweep: Sweep, job: Job) -> None:
-    """Reset a job's folder to its state before the start: only the status queued."""
+    """Remove everything in a job's folder but the status, which becomes queued."""
     folder = sweep.job_folder(job)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    # No fsync: a thousand of them are slow, and a job whose status a power failure corrupts runs anyway.
+    # No fsync: a thousand calls are slow, and a job runs even if a power failure damages this file.
     now = utc_now()
     (folder / layout.STATUS).write_text(f'{{"status": "queued", "step": 0, "time": "{now}"}}\n', encoding="utf-8")
 
 
 def load_sweep(path: Path) -> Sweep:
-    """Read the sweep in a folder. UsageError if sweep.yaml is invalid, or names a folder outside."""
+    """Read the sweep in a folder. Raises UsageError if sweep.yaml is invalid, or names a folder outside the sweep's."""
     path = path.absolute()
     file = path / SWEEP_FILE
     content = {"search": []} | _load(file)
@@ -173,7 +175,7 @@ def _load(path: Path) -> dict[str, Any]:
 
     try:
         check_aliases(path.read_bytes())
-        # CSafeLoader, if PyYAML was built with it, is twenty times faster for a thousand jobs.
+        # For a thousand jobs, CSafeLoader is twenty times faster, but some builds of PyYAML lack it.
         content = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except FileNotFoundError:
         raise UsageError(f"{path.parent} is not a sweep's folder: {path.name} is missing") from None

@@ -1,6 +1,6 @@
-"""Run jobs of a sweep by a launcher of Hydra, such as joblib or submitit.
+"""Run the jobs of a sweep with a launcher of Hydra, such as joblib or submitit.
 
-Hydra composes nothing for them: a launched process gets the job's number, and starts the job as every sweep does.
+Hydra does not compose their settings: a launched process gets the number of a job, and starts it as in every sweep.
 """
 
 import functools
@@ -31,9 +31,10 @@ log = logging.getLogger(__name__)
 
 
 def launch(sweep: Sweep, jobs: Sequence[Job], launcher: HydraLauncher, policy: FailurePolicy) -> None:
-    """Run jobs by Hydra's launcher until all have ended, or a signal has stopped them.
+    """Run jobs with Hydra's launcher until all have ended, or a signal has stopped them.
 
-    An error of the launcher is the reason of the failure of jobs that it killed; UsageError if it started none.
+    If the launcher fails, its error becomes the message of the jobs that it killed. Raises UsageError if it failed
+    before it started a job.
     """
     from hydra.core.plugins import Plugins
 
@@ -53,7 +54,7 @@ def launch(sweep: Sweep, jobs: Sequence[Job], launcher: HydraLauncher, policy: F
 
 
 def compose_for_plugins(overrides: Sequence[str], sweep: Sweep) -> "tuple[DictConfig, HydraContext]":
-    """Hydra's settings with the overrides, and the context that launchers and sweepers are made with."""
+    """Compose Hydra's settings with these overrides. Returns them, and the context that its plugins need."""
     import hydra
     from hydra._internal.callbacks import Callbacks
     from hydra.core.global_hydra import GlobalHydra
@@ -67,12 +68,12 @@ def compose_for_plugins(overrides: Sequence[str], sweep: Sweep) -> "tuple[DictCo
 
 
 def explain_plugin_error(error: Exception, config_dir: Path | None) -> UsageError:
-    """An error of Hydra, a launcher or a sweeper in one line; HYDRA_FULL_ERROR=1 raises it unchanged."""
+    """Convert an error of Hydra, a launcher or a sweeper to one line. With HYDRA_FULL_ERROR=1, raise it unchanged."""
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         raise error
     try:
         return explain_hydra_error(error, config_dir)
-    except UsageError as cause:  # a file that cannot be read
+    except UsageError as cause:  # the cause is a file that cannot be read
         return cause
     except Exception:
         return UsageError(f"{type(error).__name__}: {' '.join(str(error).split())}")
@@ -81,9 +82,10 @@ def explain_plugin_error(error: Exception, config_dir: Path | None) -> UsageErro
 def _run_launched_job(
     path: Path, numbers: Sequence[int], policy: FailurePolicy, parent: int, config: DictConfig
 ) -> None:
-    """Run one job of the sweep in ``path``; Hydra calls this, in process ``parent`` or in another one.
+    """Run one job of the sweep in folder ``path``. Hydra's launcher calls this function in this or another process.
 
-    numbers: those of the launched jobs, in order. config: of Hydra, not of the job.
+    numbers: the numbers of the launched jobs, in order. parent: the id of the process that called the launcher. config:
+    Hydra's settings for the job, with its place among the launched jobs; the job's own settings are not in it.
     """
     from hydra.core.hydra_config import HydraConfig
 
@@ -97,8 +99,8 @@ def _run_launched_job(
         after = run_job(sweep, job, policy, stop)
         log.info(job_line(job.number, after, label))
     if after.status == "interrupted" and stop.name:
-        stop.forward()  # submitit requeues the job, and exits
-        # The signal stops all jobs of this process: Hydra does not catch this exception. Under submitit the job must
-        # exit without a result: with one it would count as done, even if SLURM requeues it.
+        stop.forward()  # submitit then requeues the job and exits
+        # Hydra does not catch this exception, so the signal stops all jobs of this process. Under submitit the job must
+        # exit without a result: with a result it would count as done, even if SLURM requeues it.
         if os.getpid() == parent or "SUBMITIT_EXECUTOR" in os.environ:
             raise SystemExit(STOPPED)

@@ -1,4 +1,4 @@
-"""Run the jobs of a sweep on this machine, several at a time; they share its cores and CUDA devices."""
+"""Run the jobs of a sweep on this machine, several at a time. They share its cores and CUDA devices."""
 
 import os
 import shutil
@@ -21,7 +21,8 @@ POLL_S, REFRESH_S = 0.05, 1.0
 class LocalRunner:
     """Runs jobs of a sweep, each in its own slot.
 
-    An orphaned job, which a crashed process of this sweep left running, occupies a slot until it ends.
+    If an earlier process of this sweep crashed, its jobs may still run. Such an orphaned job occupies a slot until it
+    ends.
     """
 
     def __init__(self, sweep: Sweep, cluster: LocalCluster, policy: FailurePolicy, display: SweepDisplay) -> None:
@@ -31,12 +32,12 @@ class LocalRunner:
         self._running: dict[int, Attempt] = {}
         self._orphaned: dict[int, Job] = {}
         self._failures: Counter[int] = Counter()
-        self._stop_reason: str | None = None  # why no further job starts
+        self._stop_reason: str | None = None  # why no further job starts; None: jobs may start
 
     def run(self, jobs: Sequence[Job], stop: StopRequest) -> None:
         """Run the jobs until all have ended, or a signal or a failure has stopped them.
 
-        A second Ctrl-C kills the jobs that are still saving.
+        A second Ctrl-C kills the jobs that have not finished saving.
         """
         self._waiting.extend(jobs)
         next_refresh = 0.0
@@ -77,7 +78,7 @@ class LocalRunner:
         stopping = "1 saves and exits" if len(self._running) == 1 else f"{len(self._running)} save and exit"
         self._display.warn(f"{reason}: no further job starts, {stopping}")
         for job in self._orphaned.values():
-            self._display.warn(f"job {job.number} continues: an earlier process of this sweep started it")
+            self._display.warn(f"job {job.number} is still running: an earlier process of this sweep started it")
         self._waiting.clear()
         self._orphaned.clear()
         for attempt in self._running.values():
@@ -98,7 +99,7 @@ class LocalRunner:
     def _refresh(self) -> None:
         """Update the display, and check whether orphaned jobs have ended."""
         for attempt in self._running.values():
-            # Until a new process starts its training, the status file is that of the attempt before.
+            # Until the training starts in the new process, the status file is still that of the attempt before.
             overview = replace(read_status(self._sweep, attempt.job), status="running", message="")
             self._display.update(attempt.job, overview)
         for slot, job in list(self._orphaned.items()):
@@ -111,7 +112,7 @@ class LocalRunner:
 
 
 def slot_environments(cluster: LocalCluster) -> list[dict[str, str]]:
-    """Environment variables of the jobs in each slot: the number of threads, and the CUDA device."""
+    """Return the environment variables for the jobs in each slot: the number of threads, and the CUDA device."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     shared: dict[str, str] = {}
     if cluster.threads is not None or "OMP_NUM_THREADS" not in os.environ:
@@ -125,7 +126,7 @@ def slot_environments(cluster: LocalCluster) -> list[dict[str, str]]:
 
 
 def cuda_devices() -> list[str]:
-    """The CUDA devices that this process may use, as CUDA_VISIBLE_DEVICES names them, without torch."""
+    """Return the CUDA devices that this process may use, as named in CUDA_VISIBLE_DEVICES. Does not import torch."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [device for device in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if device.strip()]
     if shutil.which("nvidia-smi") is None:

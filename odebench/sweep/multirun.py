@@ -1,4 +1,4 @@
-"""`odebench train -m`: a sweep in Hydra's words. A sweeper (Optuna) chooses the jobs of a search in batches."""
+"""`odebench train -m`: run a sweep as Hydra users do. In a search, a sweeper (Optuna) chooses jobs in batches."""
 
 import logging
 import re
@@ -34,7 +34,7 @@ _NO_RETRIES = FailurePolicy(fail_fast=False, retry=0)
 
 
 def run_multirun(overrides: Sequence[str], config_dir: Path | None = None) -> int:
-    """Run every combination of the values as a sweep, or a search where a sweeper is chosen; returns the exit code."""
+    """Run a sweep of all combinations of the values, or a search if a sweeper is chosen. Returns the exit code."""
     config_dir = None if config_dir is None else config_dir.absolute()
     folder = [override for override in overrides if override.startswith("hydra.sweep.dir=")]
     sweeper = [override for override in overrides if re.match(r"hydra[/.]sweeper[/.=]", override)]
@@ -51,12 +51,12 @@ def run_multirun(overrides: Sequence[str], config_dir: Path | None = None) -> in
 def _sweep_dir(config: DictConfig) -> Path:
     try:
         return Path(str(config.hydra.sweep.dir))
-    except OmegaConfBaseException as error:  # an interpolation that cannot be resolved
+    except OmegaConfBaseException as error:  # it contains an interpolation that cannot be resolved
         raise explain_hydra_error(error) from error
 
 
 def _search(others: Sequence[str], sweeper: list[str], folder: Sequence[str], config_dir: Path | None) -> int:
-    """Run the jobs that a sweeper of Hydra chooses; prints their table and the best one, returns the exit code."""
+    """Run the jobs that a sweeper of Hydra chooses. Prints a table and the best job; returns the exit code."""
     cluster = tuple(filter(is_cluster_override, others))
     grid = [override for override in others if override not in cluster]
     where = read_cluster(cluster, config_dir)
@@ -85,7 +85,7 @@ def _search(others: Sequence[str], sweeper: list[str], folder: Sequence[str], co
 
 
 def _first_value(override: "Override", config_dir: Path | None) -> str:
-    """The override with the first of its values."""
+    """Return an override with only the first of its values."""
     if override.is_interval_sweep():
         return f"{override.key_or_group}={override.value().start}"  # type: ignore[union-attr]
     return expand([[str(override.input_line)]], config_dir)[0][0]
@@ -105,16 +105,16 @@ def _objective(overview: RunOverview) -> float | None:
 
 
 class _Search:
-    """A sweep that grows by the jobs that a sweeper chooses; for the sweeper it is a launcher."""
+    """A sweep to which a sweeper adds the jobs that it chooses. The sweeper uses this object as its launcher."""
 
     def __init__(self, sweep: Sweep, where: LocalCluster | HydraLauncher, fixed: Sequence[str]) -> None:
         """fixed: the overrides that all jobs share."""
         self.sweep, self._where, self._fixed = sweep, where, fixed
 
     def run(self, grid: Sequence[str]) -> bool:
-        """Let the sweeper choose and run jobs; returns whether it ended without an error.
+        """Let the sweeper choose and run jobs. Returns whether it ended without an error.
 
-        A UsageError if it chose none: nothing is left of the sweep then.
+        If it fails before it chooses a job, removes the sweep's folder and raises UsageError.
         """
         try:
             self._sweeper().sweep(list(grid))
@@ -134,7 +134,7 @@ class _Search:
 
         config, context = compose_for_plugins(self.sweep.search, self.sweep)
         plugins = Plugins.instance()
-        # A sweeper asks for its launcher when it is set up.
+        # A sweeper calls instantiate_launcher when it is set up.
         plugins.instantiate_launcher = lambda **_: self  # type: ignore[method-assign, assignment]
         try:
             return plugins.instantiate_sweeper(hydra_context=context, task_function=lambda _: None, config=config)
@@ -142,9 +142,9 @@ class _Search:
             del plugins.instantiate_launcher
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> "list[JobReturn]":
-        """Run a batch of jobs; each returns its objective, None if it has none: a trial of Optuna that failed.
+        """Run a batch of jobs and return their objectives. None means for Optuna that the trial failed.
 
-        SystemExit if one was interrupted: a signal stops the search.
+        Raises SystemExit if a job was interrupted, so that a signal stops the search.
         """
         from hydra.core.utils import JobReturn, JobStatus
 
@@ -161,6 +161,6 @@ class _Search:
         drawn = [override for override in overrides if override.partition("=")[0] not in keys]
         try:
             jobs, _ = validate_jobs([[*drawn, *self._fixed]], self.sweep.config_dir)
-        except UsageError:  # the job will fail with this error, and the search continues
+        except UsageError:  # the job will fail with this error; the search continues
             return Job(0, "0_invalid", (*drawn, *self._fixed))
         return jobs[0]

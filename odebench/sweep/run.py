@@ -1,4 +1,4 @@
-"""A sweep from the command line to its table: plan, write, run, resume."""
+"""Plan, write, run and resume a sweep, and print its table."""
 
 import logging
 import re
@@ -36,7 +36,7 @@ class SweepPlan:
 
 
 def plan_sweep(overrides: Sequence[str], file: Path | None, config_dir: Path | None) -> SweepPlan:
-    """Expand and validate without writing anything. UsageError lists every error."""
+    """Expand and validate the jobs of a sweep, without writing anything. A UsageError lists every error."""
     config_dir = None if config_dir is None else config_dir.absolute()
     cluster = tuple(filter(is_cluster_override, overrides))
     grid = [override for override in overrides if override not in cluster]
@@ -51,7 +51,7 @@ def plan_sweep(overrides: Sequence[str], file: Path | None, config_dir: Path | N
     try:
         jobs, outputs = validate_jobs(distinct, config_dir, num_processes, uncertain_keys)
     except UsageError as error:
-        # After invalid overrides, the errors that do not depend on them; the first line only counts jobs.
+        # Add the jobs' errors, which do not depend on invalid overrides. Their first line only counts jobs.
         errors = [*errors, *str(error).splitlines()[bool(errors) :]]
     if errors:
         raise UsageError("\n".join(errors))
@@ -66,7 +66,7 @@ def print_plan(plan: SweepPlan) -> None:
 
 
 def run_sweep(plan: SweepPlan, output: Path | None, policy: FailurePolicy, follow: bool) -> int:
-    """Write the sweep to its folder and run it; returns its exit code."""
+    """Write the sweep to its folder and run it. Returns its exit code."""
     path = create_folder(output, plan.outputs)
     with file_lock(path / LOCK_FILE):
         sweep = Sweep(path, tuple(plan.jobs), plan.cluster, plan.config_dir, Path.cwd())
@@ -83,14 +83,14 @@ def resume_sweep(path: Path, overrides: Sequence[str], policy: FailurePolicy, fo
         sweep = load_sweep(path)
         if sweep.search:
             log.warning(
-                "the search does not continue: only its jobs that have not ended run. To continue a search, give it "
-                "hydra.sweeper.storage, and repeat its command"
+                "the search is not continued: this command runs only those of its jobs that have not ended. To be "
+                "able to continue a search, set hydra.sweeper.storage in its command, and run that command again"
             )
         return _run(sweep, overrides, policy, follow)
 
 
 def _run(sweep: Sweep, overrides: Sequence[str], policy: FailurePolicy, follow: bool) -> int:
-    """Run the jobs that have not ended and are not in SLURM's queue."""
+    """Run the jobs that have not ended and are not in SLURM's queue. Returns the exit code."""
     replaces_cluster = any(re.match("(cluster|hydra/launcher)=", override) for override in overrides)
     cluster = read_cluster([*(() if replaces_cluster else sweep.cluster), *overrides], sweep.config_dir)
     queue = slurm.jobs_in_queue(sweep)
@@ -117,7 +117,7 @@ def _run(sweep: Sweep, overrides: Sequence[str], policy: FailurePolicy, follow: 
 def run_jobs(sweep: Sweep, jobs: Sequence[Job], cluster: LocalCluster | HydraLauncher, policy: FailurePolicy) -> None:
     """Run jobs until all have ended, or a signal has stopped them."""
     if isinstance(cluster, HydraLauncher):
-        if jobs:  # submitit fails without any
+        if jobs:  # submitit fails if there are no jobs
             launch(sweep, jobs, cluster, policy)
         return
     overviews = [read_status(sweep, job) for job in sweep.jobs]
@@ -126,7 +126,7 @@ def run_jobs(sweep: Sweep, jobs: Sequence[Job], cluster: LocalCluster | HydraLau
 
 
 def print_sweep(sweep: Sweep) -> int:
-    """Print a row for each job, why jobs failed, and the number by status; returns the exit code."""
+    """Print a row for each job, why jobs failed, and the number of jobs by status. Returns the exit code."""
     overviews = [read_status(sweep, job) for job in sweep.jobs]
     rows_of_jobs = zip(sweep.jobs, overviews, job_labels(sweep.jobs), strict=True)
     rows = [(str(job.number), *state_columns(overview), label) for job, overview, label in rows_of_jobs]
@@ -147,5 +147,5 @@ def _count_jobs(count: int) -> str:
 
 
 def _shell_path(path: Path) -> str:
-    """The path quoted for a shell, relative if it lies below the current folder."""
+    """Quote a path for a shell. It becomes relative if it is below the current folder."""
     return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))

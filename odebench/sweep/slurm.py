@@ -1,12 +1,12 @@
-"""Run the jobs of a sweep on a SLURM cluster: submit job arrays over lists of job numbers.
+"""Run the jobs of a sweep on a SLURM cluster, as job arrays. A file lists the numbers of the jobs in each array.
 
     SWEEP/slurm/
       task.sh         script of each task
-      0.txt ...       the job numbers of an array, one per line: task 0 runs the first
-      arrays.jsonl    one line per submitted array: its SLURM id, and its list of jobs
+      0.txt ...       the numbers of the jobs in an array, one per line; task 0 runs the first
+      arrays.jsonl    one line per submitted array: its SLURM id, and the name of its list
       12_0.txt ...    output of the tasks
 
-Names and paths reach sbatch as command-line arguments, never as lines of a script.
+Names and paths are passed to sbatch as command-line arguments. They are never written into a script.
 """
 
 import json
@@ -35,9 +35,9 @@ REFRESH_S, QUEUE_POLL_S = 2.0, 20.0
 
 
 def submit(sweep: Sweep, jobs: Sequence[Job], cluster: SlurmCluster, policy: FailurePolicy) -> list[str]:
-    """Submit the jobs in arrays of at most `MAX_ARRAY_SIZE`; returns the SLURM ids of the arrays.
+    """Submit the jobs in arrays of at most `MAX_ARRAY_SIZE`. Returns the SLURM ids of the arrays.
 
-    UsageError if sbatch rejects one; the arrays before it stay submitted.
+    Raises UsageError if sbatch rejects an array. The arrays before it stay submitted.
     """
     folder = sweep.path / SLURM_FOLDER
     folder.mkdir(exist_ok=True)
@@ -49,7 +49,7 @@ def submit(sweep: Sweep, jobs: Sequence[Job], cluster: SlurmCluster, policy: Fai
         job_list.write_text("".join(f"{job.number}\n" for job in part), encoding="utf-8")
         script = folder / "task.sh"
         script.write_text("\n".join(["#!/bin/sh", *cluster.setup, 'exec "$@"', ""]), encoding="utf-8")
-        # With a limit on simultaneous jobs, each array waits for the one before it.
+        # If the number of simultaneous jobs is limited, each array waits for the one before it.
         after = arrays[-1] if arrays and cluster.jobs is not None else None
         command = [
             *sbatch_command(sweep, len(part), cluster, after),
@@ -67,9 +67,9 @@ def submit(sweep: Sweep, jobs: Sequence[Job], cluster: SlurmCluster, policy: Fai
 
 
 def sbatch_command(sweep: Sweep, num_tasks: int, cluster: SlurmCluster, after: str | None = None) -> list[str]:
-    """The sbatch command that submits an array, without the script."""
+    """Return the sbatch command that submits an array, up to the script. after: the id of an array to wait for."""
     at_a_time = "" if cluster.jobs is None else f"%{cluster.jobs}"
-    # sbatch replaces patterns that start with % in the output path.
+    # In the output path, sbatch replaces patterns that start with %.
     output = str(sweep.path / SLURM_FOLDER).replace("%", "%%") + "/%A_%a.txt"
     options = {
         "partition": cluster.partition,
@@ -102,7 +102,7 @@ def sbatch_command(sweep: Sweep, num_tasks: int, cluster: SlurmCluster, after: s
 
 
 def jobs_in_queue(sweep: Sweep) -> set[int]:
-    """The numbers of the jobs that are pending or running in SLURM's queue; empty if nothing was submitted."""
+    """Return the numbers of the jobs that are pending or running in SLURM's queue; empty if none was submitted."""
     arrays = _submitted_arrays(sweep)
     if not arrays or shutil.which("squeue") is None:
         return set()
@@ -120,7 +120,7 @@ def jobs_in_queue(sweep: Sweep) -> set[int]:
 
 
 def read_job_list(sweep: Sweep, name: str) -> list[int]:
-    """The job numbers of an array. Raises UsageError if the file is missing or damaged."""
+    """Read the job numbers of an array from file ``name``. Raises UsageError if it is missing or damaged."""
     path = sweep.path / SLURM_FOLDER / name
     try:
         numbers = [int(line) for line in path.read_bytes().split()]
@@ -128,20 +128,20 @@ def read_job_list(sweep: Sweep, name: str) -> list[int]:
         numbers = [-1]
     if not all(0 <= number < len(sweep.jobs) for number in numbers):
         raise UsageError(
-            f"{path} is damaged: it must hold numbers of jobs; cancel its array (scancel), and remove its line from "
+            f"{path} is damaged: it must contain numbers of jobs; cancel its array (scancel), and remove its line from "
             f"{ARRAYS_FILE} beside it"
         )
     return numbers
 
 
 def cancel(sweep: Sweep) -> None:
-    """Cancel all jobs of the sweep in SLURM; running ones save a checkpoint and exit."""
+    """Cancel all jobs of the sweep in SLURM. Those that run save a checkpoint and exit."""
     if arrays := _submitted_arrays(sweep):
         _run_command(["scancel", *arrays])
 
 
 def _submitted_arrays(sweep: Sweep) -> dict[str, str]:
-    """SLURM id -> name of the job list, for every submitted array."""
+    """Return the name of the job list of every submitted array, by SLURM id."""
     path = sweep.path / SLURM_FOLDER / ARRAYS_FILE
     arrays = {}
     for number, line in enumerate((read_if_exists(path) or b"").splitlines(), start=1):
@@ -150,8 +150,8 @@ def _submitted_arrays(sweep: Sweep) -> dict[str, str]:
             array, name = str(row["array"]), str(row["list"])
         except (ValueError, LookupError, TypeError, RecursionError):
             raise UsageError(
-                f"{path} is damaged: line {number} is no array of SLURM; cancel what it submitted (squeue --me lists "
-                "it), and remove the line"
+                f"{path} is damaged: line {number} does not describe an array; cancel the array that it "
+                "was written for (squeue --me lists arrays), and remove the line"
             ) from None
         if re.fullmatch(r"\d+", array):
             arrays[array] = name
@@ -170,14 +170,14 @@ def _run_command(command: Sequence[str]) -> str:
 
 
 def mark_lost_jobs(sweep: Sweep, queue: set[int]) -> None:
-    """Mark submitted jobs as interrupted whose status is running, but which SLURM's queue no longer holds."""
+    """Change the status of submitted jobs from running to interrupted if they are no longer in SLURM's queue."""
     submitted = {number for name in _submitted_arrays(sweep).values() for number in read_job_list(sweep, name)}
     lost = [sweep.jobs[number] for number in sorted(submitted - queue)]
     end_lost_jobs(sweep, lost, "interrupted", "its SLURM task is gone: it was killed, or its node failed")
 
 
 def follow(sweep: Sweep, stop: StopRequest, display: SweepDisplay) -> None:
-    """Show progress until the queue holds no job of the sweep. A signal ends this display, not the jobs."""
+    """Show progress until no job of the sweep is in the queue. A signal ends this display, not the jobs."""
     next_queue_poll = 0.0
     while not stop.name:
         active = [job for job in sweep.jobs if display.status(job) not in FINAL_STATUSES]

@@ -1,11 +1,11 @@
-"""Program of one task of a SLURM array: runs one job, and requeues it when the time limit is near.
+"""Run one job in a task of a SLURM array, and requeue it when the time limit is near.
 
     python -m odebench.sweep.slurm_task SWEEP LIST --warning-s=S [--retry=N] [--fail-fast] [--nodes=N] [--processes=N]
 
-The batch script execs this process, so only it receives SLURM's warning (USR1). It forwards signals to the training,
-which saves a checkpoint and exits. After the warning, the task then asks SLURM to requeue it. After SIGTERM it only
-exits: SLURM itself requeues pre-empted jobs, and cancelled ones must not return. For a job of several processes, srun
-starts torchrun once on each node.
+The batch script is replaced by this process (exec), which therefore receives SLURM's warning (USR1). It forwards
+signals to the training, which saves a checkpoint and exits. After the warning, this process then asks SLURM to requeue
+the task. After SIGTERM it only exits: SLURM itself requeues pre-empted jobs, and cancelled jobs must not return. For a
+job of several processes, srun starts torchrun once on each node.
 """
 
 import argparse
@@ -42,7 +42,7 @@ POLL_S, _STOP_REQUEST_S = 0.2, 5.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the job of this task, from its line of the list; returns the exit code of the training."""
+    """Run the job on this task's line of the list. Returns the exit code of the training."""
     parser = argparse.ArgumentParser(prog="python -m odebench.sweep.slurm_task")
     parser.add_argument("sweep", type=Path)
     parser.add_argument("list")
@@ -69,9 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_job(
     sweep: Sweep, job: Job, policy: FailurePolicy, stop: StopRequest, nodes: int = 1, processes: int = 1
 ) -> RunOverview:
-    """Run the job unless it has already ended, and retry it if it fails; returns its state.
+    """Run the job unless it has already ended, and retry it if it fails. Returns its state.
 
-    nodes, processes: number of nodes, and of processes on each. A second Ctrl-C kills the job.
+    nodes: number of nodes. processes: number of processes on each node. A second Ctrl-C kills the job.
     """
     cpus = os.environ.get("SLURM_CPUS_PER_TASK")
     threads = str(max(1, int(cpus) // processes)) if cpus else None
@@ -95,9 +95,10 @@ def run_job(
 
 
 def torchrun_command(nodes: int, processes: int) -> list[str]:
-    """The command that runs a module as a number of processes on each node of this task; they rendezvous on the first.
+    """Return the command that starts ``processes`` processes of a Python module on each node of this task.
 
-    torchrun, and processes whose training has not started, ignore the signal that asks trainings to save and exit.
+    They meet on the first node. The signal that asks trainings to save and exit (USR1) is ignored by torchrun, and by
+    processes whose training has not started.
     """
     with socket.socket() as free:
         free.bind(("", 0))
@@ -121,7 +122,7 @@ def torchrun_command(nodes: int, processes: int) -> list[str]:
 
 
 def _wait_for_end(attempt: Attempt, stop: StopRequest) -> None:
-    """Wait for the attempt to end. Repeat stop requests to several processes: they ignore signals at first."""
+    """Wait for the attempt to end. A distributed job is asked to stop repeatedly: it ignores the first requests."""
     next_request = 0.0
     try:
         while attempt.process.poll() is None:
@@ -134,11 +135,11 @@ def _wait_for_end(attempt: Attempt, stop: StopRequest) -> None:
 
 
 def requeue(sweep: Sweep, job: Job, before: RunOverview, after: RunOverview, warning_s: int) -> RunOverview:
-    """Ask SLURM to requeue this task. If it made no step within a whole time limit, its status becomes timeout."""
+    """Ask SLURM to requeue this task. If it took no step within a whole time limit, set the status timeout instead."""
     end = int(os.environ.get("SLURM_JOB_END_TIME", "0"))
-    # The warning of a time limit may come a minute early; an earlier one means a pre-emption.
+    # SLURM may warn of a time limit a minute early. A warning before that means a pre-emption.
     if after.step <= before.step and time.time() > end - 2 * 60 - warning_s > 0:
-        write_status(sweep, job, "timeout", "no step and checkpoint fit into the time limit; increase cluster.time")
+        write_status(sweep, job, "timeout", "a step and a checkpoint do not fit into cluster.time; increase it")
         return read_status(sweep, job)
     task = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     subprocess.run(["scontrol", "requeue", task], check=False)

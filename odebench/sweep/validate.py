@@ -1,4 +1,4 @@
-"""Compose, check and name every job before the first one starts."""
+"""Compose, check and name every job of a sweep before the first one starts."""
 
 import functools
 import re
@@ -24,7 +24,7 @@ class Job:
 
 
 def job_labels(jobs: Sequence[Job]) -> list[str]:
-    """A label for each job: its overrides without those that all jobs share."""
+    """Return a label for each job: its overrides, without those that all jobs share."""
     shared = set(jobs[0].overrides).intersection(*(job.overrides for job in jobs)) if len(jobs) > 1 else set()
     return [" ".join(override for override in job.overrides if override not in shared) for job in jobs]
 
@@ -35,10 +35,10 @@ def validate_jobs(
     num_processes: int = 1,
     uncertain_keys: Collection[str] = (),
 ) -> tuple[list[Job], str]:
-    """Named jobs from the overrides of each, and their folder for outputs.
+    """Check the overrides of every job. Returns the jobs with their names, and the setting ``outputs``, their folder.
 
-    num_processes: number that train each model together. uncertain_keys: settings dropped because their overrides are
-    invalid; errors about them are not reported. UsageError lists every other error with the jobs that have it.
+    num_processes: number of processes that train each model together. uncertain_keys: keys about which errors are not
+    reported, because invalid overrides were left out. A UsageError lists every other error with the jobs that have it.
     """
     valid: list[Job] = []
     errors: dict[str, list[int]] = {}
@@ -67,7 +67,10 @@ def validate_jobs(
 def _read_job(
     overrides: Sequence[str], config_dir: Path | None, num_processes: int
 ) -> tuple[Settings | None, list[UsageError]]:
-    """A job's settings, or None and its errors: after each error, check again without the settings that it names."""
+    """Return the settings of a job and no errors, or None and its errors.
+
+    After an error, the job is checked again without the settings that the error names, to find further errors.
+    """
     remaining, errors = list(overrides), list[UsageError]()
     while True:
         try:
@@ -77,7 +80,7 @@ def _read_job(
                 _check_init_run(settings.init_from)
         except UsageError as error:
             errors.append(error)
-            # Keep options of groups: without one, settings that belong to it may become invalid.
+            # Keep the options of groups: without an option, its settings might become invalid.
             blamed = set(error.settings) - PLURALS.keys()
             rest = [override for override in remaining if override.partition("=")[0] not in blamed]
             if len(rest) == len(remaining):
@@ -96,4 +99,4 @@ def _check_device_and_batch(settings: Settings, num_processes: int) -> None:
     check_batch_size(settings.trainer.batch_size, num_processes)
 
 
-_check_init_run = functools.cache(read_init_run)  # usually all jobs start from the same run
+_check_init_run = functools.cache(read_init_run)  # cached: usually all jobs start from the same run

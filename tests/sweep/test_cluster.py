@@ -54,9 +54,12 @@ def test_a_users_cluster_file_inherits_the_defaults(tmp_path):
         (["cluster=slurm", "cluster.account='a\nb'"], "cluster.account='a\\nb': write it as sbatch does"),
         (["cluster=slurm", "cluster.memory='$(id)'"], "cluster.memory='$(id)': write it as sbatch does"),
         (["cluster=slurm", "cluster.directives.array=1"], "cluster.directives.array=1: set cluster.jobs"),
-        (["cluster=slurm", "cluster.directives.wrap=ls"], "cluster.directives.wrap=ls: the sweep sets it itself"),
+        (
+            ["cluster=slurm", "cluster.directives.wrap=ls"],
+            "cluster.directives.wrap=ls: the sweep sets this option itself",
+        ),
         (["cluster=slurm", "cluster.directives.qos='a\nb'"], "cluster.directives.qos=a\nb: give one value in one line"),
-        (["cluster=slurm", "cluster.directives.Q=1"], "cluster.directives.Q=1: a directive is a long option"),
+        (["cluster=slurm", "cluster.directives.Q=1"], "cluster.directives.Q=1: the name must be that of a long option"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

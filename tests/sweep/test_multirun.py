@@ -101,7 +101,7 @@ def test_a_signal_stops_all_jobs_and_resume_continues_them(chosen, number, fake_
     assert main(["resume", "here"]) == 0
     assert statuses(Path("here")) == ["done"] * (2 - search)
     assert [command for command, *_ in starts(fake_training)] == ["train", "resume"] + ["train"] * (not search)
-    assert any(message.startswith("the search does not continue") for message in caplog.messages) == search
+    assert any(message.startswith("the search is not continued") for message in caplog.messages) == search
 
 
 def test_a_second_ctrl_c_kills_the_job_of_a_launcher(fake_training, monkeypatch):
@@ -128,7 +128,7 @@ def test_a_second_ctrl_c_kills_the_job_of_a_launcher(fake_training, monkeypatch)
         (["hydra/launcher=basic", "cluster.jobs=2", "tol=1,2"], "cluster.jobs=2: has no effect with Hydra's launcher"),
         (["hydra/launcher=null", "tol=1,2"], "hydra/launcher=null: name one option, as in hydra/launcher=basic"),
         (["tol=interval(0,1)"], "tol=interval(0,1): a sweep needs values"),
-        (["run_dir=x", "tol=1,2"], "run_dir=x: each job has its own folder; choose the sweep's by --output DIR (train"),
+        (["run_dir=x", "tol=1,2"], "run_dir=x: each job has its own folder; choose the sweep's with --output"),
         (["hydra.sweep.dir=${nope}", "tol=1,2"], "Interpolation key 'nope' not found"),
         (["seed=range(0,0)"], "seed=range(0,0): gives no value"),
         (["seed=range(0,1000000000)"], "seed=range(0,1000000000): more than 100,000 values; a sweep has at most that"),
