@@ -190,7 +190,7 @@ def test_it_is_saved_without_its_graph_and_only_for_standard_containers(tmp_path
     assert loaded.span == dense.span == (0.0, pytest.approx(math.log(2), abs=1e-3))
     pair = collections.namedtuple("pair", "x")
     named = solve(lambda t, y: pair(-y.x), pair(y0), [0.0, 1.0], dense=True).dense
-    with pytest.raises(TypeError, match="tuples, lists and dicts, not of pair"):
+    with pytest.raises(TypeError, match="tuples, lists and dicts, got pair"):
         named.state_dict()
 
 
