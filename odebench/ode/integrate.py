@@ -83,7 +83,7 @@ class ForwardSolve:
     observers: tuple[Observer, ...] = ()
     detector: EventDetector | None = None
 
-    def run(self, field: Field | None = None, f: Tensor | None = None, *observers: Observer) -> IntegrationResult:
+    def result(self, field: Field | None = None, f: Tensor | None = None, *observers: Observer) -> IntegrationResult:
         """Integrate.
 
         field: the vector field, by default the problem.

@@ -139,7 +139,7 @@ def solve(
         if result is None:
             if plan.compile == "solve":
                 plan = dataclasses.replace(plan, compile=False)
-            result = mode.integrate(ForwardSolve(problem, plan, (), detector))
+            result = mode.solve_with_gradient(ForwardSolve(problem, plan, (), detector))
         solution = finish(problem, plan, mode, detector, result)
     if throw and solution.status not in (Status.success, Status.event):
         raise SolveError(solution.outcome, solution)
@@ -269,7 +269,7 @@ def find_controller(controller: str | Controller) -> Controller:
 def find_gradient_mode(gradient: str | GradientMode) -> GradientMode:
     """Look up a gradient mode by name. Raises ValueError for an unknown name, TypeError for other objects."""
     if not isinstance(gradient, str):
-        if isinstance(gradient, type) or not hasattr(gradient, "integrate"):
+        if isinstance(gradient, type) or not hasattr(gradient, "solve_with_gradient"):
             raise TypeError(
                 "gradient must be a name, or a mode with its options, such as Checkpoint(checkpoints=8), got "
                 + short_repr(gradient)

@@ -207,7 +207,7 @@ class DropInAdjoint:
 
     name = "adjoint"
 
-    def integrate(self, solve: ForwardSolve) -> IntegrationResult:
+    def solve_with_gradient(self, solve: ForwardSolve) -> IntegrationResult:
         """Solve; return the states at the problem's times, and how the solve ended."""
         backward_solve = functools.partial(self._backward_solve, solve.problem, solve.plan)
         return run_with_backward(AdjointSolve, solve, self.captured, backward_solve)

@@ -203,7 +203,7 @@ def _solve(
     call: DropInCall, mode: GradientMode, observers: tuple[Observer, ...], detector: EventDetector | None = None
 ) -> Solution:
     prepare(call.problem, call.plan, mode, detector)
-    result = mode.integrate(ForwardSolve(call.problem, call.plan, observers, detector))
+    result = mode.solve_with_gradient(ForwardSolve(call.problem, call.plan, observers, detector))
     return finish(call.problem, call.plan, mode, detector, result)
 
 

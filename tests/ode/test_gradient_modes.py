@@ -200,7 +200,7 @@ def test_the_exact_modes_are_exact_for_the_steps_taken_however_loose_the_toleran
         problem = InitialValueProblem(f, y0, [0.0, 4.0], ())
         mode = GRADIENTS["backprop"]()
         prepare(problem, plan, mode, None)
-        y = finish(problem, plan, mode, None, mode.integrate(ForwardSolve(problem, plan))).y
+        y = finish(problem, plan, mode, None, mode.solve_with_gradient(ForwardSolve(problem, plan))).y
         return (y[-1] ** 2).sum() + y[-1][0]
 
     y0, weight = torch.tensor([0.5, -0.4], dtype=torch.float64), Field().weight.detach()

@@ -353,7 +353,7 @@ def test_fixed_grids_are_extended_by_the_output_times(times, field, y0):
     """odeint steps through a different grid."""
     plan = SolvePlan(METHODS["alf"].for_fixed_steps(), None, lambda times: [times[0], 0.5, times[-1]])
     problem = InitialValueProblem(field, y0, times, ())
-    GRADIENTS["reversible"]().integrate(ForwardSolve(problem, plan))
+    GRADIENTS["reversible"]().solve_with_gradient(ForwardSolve(problem, plan))
     steps = [later - earlier for earlier, later in pairwise(sorted([0.0, 0.4, 0.5, 2.0], reverse=times[0] > 0))]
     assert problem.stats.step_sizes == steps
 

@@ -15,7 +15,7 @@ class GradientMode(Protocol):
     @property
     def name(self) -> str: ...
 
-    def integrate(self, solve: ForwardSolve) -> IntegrationResult:
+    def solve_with_gradient(self, solve: ForwardSolve) -> IntegrationResult:
         """Solve; return the states at the problem's times, with the graph that gives this mode's gradient.
 
         Raises ValueError for a method or an option that the mode does not support.

@@ -78,13 +78,13 @@ class Adjoint:
         if self.norm not in ("semi", "full"):
             raise ValueError(f"gradient={self.name!r}: norm must be 'semi' or 'full', got {self.norm!r}")
 
-    def integrate(self, solve: ForwardSolve) -> IntegrationResult:
+    def solve_with_gradient(self, solve: ForwardSolve) -> IntegrationResult:
         """Solve; return the states at the problem's times, and how the solve ended.
 
         Raises ValueError if f uses a tensor whose gradient this mode would lose.
         """
         if not torch.is_grad_enabled():
-            return solve.run()
+            return solve.result()
         first = first_evaluation(solve.problem, self.name)
         backward_solve = functools.partial(self._backward_solve, solve.problem, solve.plan, first.parameters)
         if self.interpolates:
@@ -228,7 +228,7 @@ class AdjointSolve(torch.autograd.Function):
         *tensors: Tensor,
     ) -> Tensor:
         """Return the states [R, N], and append the result to ``results``."""
-        result = solve.run(None, captured.f)
+        result = solve.result(None, captured.f)
         results.append(result)
         ctx.problem, ctx.solve = solve.problem, backward_solve(result)
         # Not as saved tensors: hooks may replace those, and captured tensors are recognised by identity.

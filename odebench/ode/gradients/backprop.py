@@ -18,7 +18,7 @@ class Backprop:
 
     name = "backprop"
 
-    def integrate(self, solve: ForwardSolve) -> IntegrationResult:
+    def solve_with_gradient(self, solve: ForwardSolve) -> IntegrationResult:
         """Solve; return the states at the problem's times, with their graph."""
         problem, plan, observers, detector = solve.problem, solve.plan, solve.observers, solve.detector
         y0, times, stats = problem.y0, problem.times, problem.stats

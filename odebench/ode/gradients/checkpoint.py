@@ -63,13 +63,13 @@ class Checkpoint:
         if self.keep not in ("states", "graphs"):
             raise ValueError(f"keep must be 'states' or 'graphs', got {self.keep!r}")
 
-    def integrate(self, solve: ForwardSolve) -> IntegrationResult:
+    def solve_with_gradient(self, solve: ForwardSolve) -> IntegrationResult:
         """Solve; return the states at the problem's times, and how the solve ended.
 
         Raises ValueError if f uses a tensor whose gradient this mode would lose.
         """
         if not torch.is_grad_enabled():
-            return solve.run()
+            return solve.result()
         first = first_evaluation(solve.problem, self.name, with_graph=self.keep == "graphs")
         return run_with_backward(_CheckpointSolve, solve, first, self)
 
@@ -92,7 +92,7 @@ class _CheckpointSolve(torch.autograd.Function):
         if keeps_graphs:
             assert isinstance(plan.method, Tableau)
             history = GraphHistory(field, plan.method, first)
-        result = solve.run(field, first.f.detach(), history)
+        result = solve.result(field, first.f.detach(), history)
         history.close(result.end_time)
         results.append(result)
         ctx.mode, ctx.problem, ctx.plan, ctx.history = mode, problem, plan, history

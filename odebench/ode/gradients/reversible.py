@@ -42,7 +42,7 @@ class ReversibleGradient:
 
     name = "reversible"
 
-    def integrate(self, solve: ForwardSolve) -> IntegrationResult:
+    def solve_with_gradient(self, solve: ForwardSolve) -> IntegrationResult:
         """Solve; return the states at the problem's times, and how the solve ended.
 
         Raises ValueError if f uses a tensor whose gradient this mode would lose.
@@ -51,7 +51,7 @@ class ReversibleGradient:
         plan = dataclasses.replace(plan, step_times=(*plan.step_times, *problem.times))
         solve = dataclasses.replace(solve, plan=plan)
         if not torch.is_grad_enabled():
-            return solve.run()
+            return solve.result()
         return run_with_backward(_ReversibleSolve, solve, first_evaluation(problem, self.name))
 
 
@@ -77,7 +77,7 @@ class _ReversibleSolve(torch.autograd.Function):
         *tensors: Tensor,
     ) -> Tensor:
         problem, plan, recorder = solve.problem, solve.plan, _StepRecorder([])
-        result = solve.run(None, first.f, recorder)
+        result = solve.result(None, first.f, recorder)
         results.append(result)
         ctx.num_reached = result.outcome.reached
         if 1 < ctx.num_reached < len(problem.times):
