@@ -3,19 +3,22 @@
     python scripts/measure_compiled_solves.py tiny mlp --repeats 200
 
 Uses one thread. The three run in turns, so that a drift of the machine's speed affects all. The numbers are the
-shortest times. They are CPU time, since another program on the same cores lengthens wall time. Compiling takes minutes.
+shortest times. They are CPU time, since another program on the same cores lengthens wall time. Compiling takes
+minutes. Writes docs/results/compiled_solves.*.csv and docs/compiling.md.
 """
 
 import argparse
 import time
 from collections.abc import Callable
 
+import results
 import torch
+from render_tables import render_pages
 
 from odebench.bench.cases import CASES, CaseProblem, build_problem, loss
 from odebench.ode import solve
 
-VARIANTS = {"eager": False, "compiled step": "step", "compiled solve": "solve"}
+VARIANTS = {"eager": False, "step": "step", "solve": "solve"}
 
 
 def forward(problem: CaseProblem, compile: bool | str) -> Callable[[], object]:
@@ -56,20 +59,35 @@ def shortest_times(runs: dict[str, Callable[[], object]], repeats: int) -> dict[
 
 
 def main() -> None:
-    """Print a line for each case and kind of solve."""
+    """Measure, write the CSV file, and render the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="+", choices=list(CASES), metavar="CASE")
     parser.add_argument("--repeats", type=int, default=200, help="timed runs of each solve; by default 200")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    rows = []
     for name in arguments.cases:
         problem = build_problem(CASES[name])
+        with torch.no_grad():
+            tol = problem.case.tol
+            steps = solve(problem.field, problem.state, problem.times, rtol=tol, atol=tol).stats.accepted
         for make in (forward, gradient):
             print(f"{name} {make.__name__}")
             runs = {variant: make(problem, compile) for variant, compile in VARIANTS.items()}
-            best = shortest_times(runs, arguments.repeats)
-            texts = [f"{variant} {ms:.2f} ms ({best['eager'] / ms:.1f}x)" for variant, ms in best.items()]
-            print(f"  {', '.join(texts)}", flush=True)
+            best = {f"{variant}_ms": f"{ms:.3g}" for variant, ms in shortest_times(runs, arguments.repeats).items()}
+            print(best, flush=True)
+            rows.append(
+                {
+                    "case": name,
+                    "kind": make.__name__,
+                    "steps": steps,
+                    **best,
+                    **results.machine_here(),
+                    **results.versions_here(),
+                }
+            )
+    results.keep("compiled_solves", rows)
+    render_pages()
 
 
 if __name__ == "__main__":

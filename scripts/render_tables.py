@@ -83,6 +83,7 @@ def tables_by_page() -> dict[Path, dict[str, str]]:
             "detest": detest_table(read("detest")),
             "files": results.sources([*benches, *TRAINING_STEPS, "detest"]),
         },
+        DOCS / "compiling.md": {"compiled": compiled_table(read("compiled_solves"))},
         DOCS / "models.md": {"stepping": stepping_table(read("stepping"))},
         DOCS / "sweeps.md": {"sweeps": costs_table(read("sweeps")), "ranks": ranks_table(read("ranks"))},
         DOCS / "choosing.md": {
@@ -187,6 +188,19 @@ def stepping_table(rows: list[dict[str, str]]) -> str:
         [f"`{row['stepping']}`", row["nfe_forward"], f"{row['step_ms']} ms", f"{row['peak_mib']} MiB"] for row in rows
     ]
     return f"{markdown(header, lines)}\n\n{measured_on(rows)}"
+
+
+def compiled_table(rows: list[dict[str, str]]) -> str:
+    """A table of the times of eager solves, solves with compiled steps, and compiled solves."""
+    kinds = {"forward": "without a gradient", "gradient": "with its gradient"}
+    lines = [
+        [
+            f"`{row['case']}` ({row['steps']} steps), {kinds[row['kind']]}",
+            *(row[f"{how}_ms"] for how in ("eager", "step", "solve")),
+        ]
+        for row in rows
+    ]
+    return f"{markdown(['CPU time (ms)', 'eager', 'step', 'solve'], lines)}\n\n{measured_on(rows)}"
 
 
 def costs_table(rows: list[dict[str, str]]) -> str:

@@ -74,4 +74,4 @@ def check_signature(group: str, name: str, target: object, options: Mapping[str,
     for parameter in named:
         if parameter.default is parameter.empty and parameter.name in known and parameter.name not in options:
             key = f"{group}.{parameter.name}"
-            raise UsageError(f"{key} is missing; {name} needs it: add it to its YAML file", key)
+            raise UsageError(f"{key} is missing, and {name} needs it; add it to the YAML file of {name}", key)

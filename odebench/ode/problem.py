@@ -329,7 +329,7 @@ def times_as_tensor(t: Any) -> Tensor:
     if isinstance(t, Tensor):
         if under_vmap(t):
             raise ValueError(
-                "t differs between the samples of torch.func.vmap, which hides it; solve the whole batch with "
+                "t differs between the samples of torch.func.vmap, which hides its values; solve the whole batch with "
                 "stepping='per_sample' and t [B, T]"
             )
         return t

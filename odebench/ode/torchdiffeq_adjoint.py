@@ -142,9 +142,9 @@ def backward_tolerance(
 class BackwardArguments:
     """The arguments of ``odeint_adjoint`` for the backward solve.
 
-    rtol, atol: None takes the tolerance of the forward solve.
-    method: None stands for dopri5.
-    parameters: the tensors that get gradients besides y0 and t; None finds them.
+    rtol, atol: the tolerance; if None, that of the forward solve.
+    method: the method; if None, dopri5.
+    parameters: the tensors that get gradients besides y0 and t; if None, they are found by an evaluation.
     """
 
     rtol: Any

@@ -107,7 +107,7 @@ def is_end_tag(name: str) -> bool:
 
 
 def is_summary_tag(name: str) -> bool:
-    """Whether the tag is one of the summary (``best/...``, ``final/...``): logged once, and a metric of HParams."""
+    """Return whether a tag (``best/...``, ``final/...``) is of the summary, which HParams shows and is logged once."""
     return name.startswith(("best/", "final/"))
 
 

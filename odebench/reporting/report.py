@@ -112,7 +112,9 @@ def _check_output(output: Path, table_format: str | None, names: Sequence[str]) 
         )
     if suffix and suffix not in (*TABLE_SUFFIXES, *FIGURE_SUFFIXES, PAGE_SUFFIX):
         known = ", ".join((*TABLE_SUFFIXES, PAGE_SUFFIX, *FIGURE_SUFFIXES))
-        raise UsageError(f"{shown}: a file ends with {known}; a folder has no suffix")
+        raise UsageError(
+            f"{shown}: unknown suffix; end the name of a file with {known}, or name a folder, without a suffix"
+        )
     if suffix and output.exists():
         raise UsageError(f"{shown} exists; name a new file")
     if suffix in FIGURE_SUFFIXES and len(names) != 1:

@@ -243,9 +243,9 @@ def _machine(manifest: Mapping[str, Any]) -> str:
 
 
 def differing_columns(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
-    """Each key whose values differ, the most important first, with integer codes of its values in all settings.
+    """Return the keys whose values differ, the most important first, each with an integer code for every run.
 
-    Equal values have equal codes, so that settings can be compared quickly.
+    Equal values of a key have equal codes, so that runs can be compared quickly.
     """
     keys = dict.fromkeys(
         key for one in settings for key in one if key not in IGNORED_KEYS and not key.startswith("budgets.")

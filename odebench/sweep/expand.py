@@ -136,7 +136,8 @@ def read_grids(path: Path) -> list[list[str]]:
 
 def _grid_values(path: Path, key: str, values: Any) -> str:
     if key.partition(".")[0] == "cluster":
-        raise UsageError(f"--file {path}: {key} goes on the command line, or in a file of your own (--config-dir)")
+        line = f"{key} cannot be set here; write it on the command line, or in a file of your own (--config-dir)"
+        raise UsageError(f"--file {path}: {line}")
     if values == []:
         raise UsageError(f"--file {path}: {key} has no values")
     if isinstance(values, str):  # already in the grammar of the command line

@@ -15,7 +15,10 @@ Sums = dict[str, tuple[Tensor | float, Tensor | float]]
 
 
 def likelihood_sums(forecast: Forecast, targets: SeriesBatch, noise_std: Tensor | None) -> Sums:
-    """Sum nll_nats, averaged over latent samples, over the series. For models with a latent variable also kl_nats."""
+    """Return the sum of nll_nats, averaged over latent samples, over the series.
+
+    Models with a latent variable also get the sum of kl_nats.
+    """
     num = len(targets.values)
     likelihood = log_likelihood(forecast, targets, noise_std, "sum").mean(0)
     sums: Sums = {"nll_nats": (-likelihood.double().sum(), num)}

@@ -57,7 +57,7 @@ class AdjointField:
     """The derivative of the backward state with respect to time.
 
     The backward state consists of y and the adjoint ``a``, [2N]. If y(t) comes from the ``dense_output`` of the forward
-    solve, it is ``a`` [N] alone. If ``quadrature`` is None, the parameter gradient g [P] follows.
+    solve, the backward state is ``a`` [N] only. If ``quadrature`` is None, the parameter gradient g [P] is appended.
 
     stats: counts the evaluations of the backward solve.
     integrands: used if ``quadrature`` is "stages": a^T df/dtheta at each stage evaluated so far, or None for a stage
@@ -189,7 +189,7 @@ class StageQuadrature(Observer):
     scale: float
 
     def attempt(self, t: float, y: Tensor, h: float) -> None:
-        """Keep only the integrand of the first stage, which was evaluated last, also after a jump."""
+        """Drop all integrands except that of the first stage: the last evaluation before a step, also after a jump."""
         evaluated: list[list[Tensor] | None] = [stage for stage in self.field.integrands if stage is not None]
         self.field.integrands = evaluated[-1:]
 

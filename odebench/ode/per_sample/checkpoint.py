@@ -84,7 +84,7 @@ class RowStepHistory:
     ) -> Iterator[tuple[AcceptedRowStep, Tensor]]:
         """Yield each step and the states [b, n] that it starts from, from the last step to the first.
 
-        advance: a function of a step and the states [b, n] before it that computes the states after it again.
+        advance: computes the states after a step again, from the step and the states [b, n] before it.
         """
         if self._checkpoints is None:
             for accepted in reversed(self.steps):
