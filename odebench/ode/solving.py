@@ -202,8 +202,8 @@ def _check_transforms(problem: InitialValueProblem, plan: SolvePlan, mode: Gradi
         return
     if plan.tolerance is not None:
         raise ValueError(
-            "step sizes cannot be chosen under torch.func.vmap, which hides the error estimate: give steps or step_size, "
-            "or solve the whole batch with stepping='per_sample'"
+            "step sizes cannot be chosen under torch.func.vmap, which hides the error estimate: give steps or "
+            "step_size, or solve the whole batch with stepping='per_sample'"
         )
     if not isinstance(method, Tableau) and not (isinstance(method, FixedOrderAdams) and not method.implicit):
         raise ValueError(

@@ -146,7 +146,7 @@ def test_a_plugins_settings_are_checked_against_the_signature(module, configs):
     with pytest.raises(UsageError, match=r"^unknown setting model\.widht; did you mean model\.width\?$"):
         read("model=wide", config_dir=configs)
     (configs / "model" / "wide.yaml").write_text("# @package _global_\nmodel:\n  name: wide\ntask: classification\n")
-    with pytest.raises(UsageError, match=r"^model\.width is missing; wide needs it"):
+    with pytest.raises(UsageError, match=r"^model\.width is missing, and wide needs it"):
         read("model=wide", config_dir=configs)
 
 

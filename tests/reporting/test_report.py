@@ -133,7 +133,7 @@ def test_the_figures_are_listed_without_a_folder(report):
         (["RUNS", "--figure", "pareto,time-nfe", "--output", "a.png"], "holds one figure"),
         (["RUNS", "--output", "a.png"], "name it: --figure"),
         (["RUNS", "--figure", "pareto", "--output", "a.md"], "holds no figure"),
-        (["RUNS", "--output", "a.pdf"], "a file ends with"),
+        (["RUNS", "--output", "a.pdf"], "unknown suffix; end the name of a file with"),
         (["RUNS", "--format", "cvs"], "did you mean csv"),
         (["RUNS", "--format", "csv", "--output", "a.md"], "--output FILE.csv"),
         (["RUNS", "--split", "tets"], "did you mean test"),

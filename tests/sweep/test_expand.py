@@ -109,7 +109,7 @@ def test_overrides_replace_settings_in_every_grid_of_a_file(tmp_path):
         ("[]\n", "holds no settings"),
         ("tol: []\n", "tol has no values"),
         ("solver: {name: rk4}\n", "write its keys with dots, as in solver.name"),
-        ("cluster: slurm\n", "cluster goes on the command line"),
+        ("cluster: slurm\n", "cluster cannot be set here; write it on the command line"),
         ("tol: [1, 2\n", "expected"),
         ("tol: !!python/object/apply:os.system ['touch ran']\n", "could not determine a constructor"),
     ],
