@@ -1,7 +1,7 @@
 """The settings of each choice: one dataclass for each model, solver, schedule, ..., with types and ranges.
 
-They are frozen and have no defaults, which are in the YAML file of the same choice. Rules about several settings
-together are in odebench/config/validation.py.
+The dataclasses are frozen and have no defaults: defaults are in the YAML file of the same option. Rules about several
+settings together are in odebench/config/validation.py.
 """
 
 from dataclasses import dataclass

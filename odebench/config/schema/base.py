@@ -6,9 +6,9 @@ from typing import Annotated, ClassVar
 
 @dataclass(frozen=True)
 class Choice:
-    """The settings of a chosen option, of any group, with the option's name.
+    """The settings of the option that was chosen in a group, with the option's name.
 
-    tasks: those that a model, data set or loss is for; empty for a plugin's, which fits any.
+    tasks: the tasks that a model, data set or loss can be used for; empty for one of a plugin, which fits any task.
     """
 
     tasks: ClassVar[tuple[str, ...]] = ()
@@ -17,7 +17,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Range:
-    """The bounds of a number; None: unbounded."""
+    """The bounds of a number; None means that there is no bound."""
 
     above: float | None = None
     at_least: float | None = None
@@ -25,7 +25,7 @@ class Range:
     at_most: float | None = None
 
     def violation(self, value: float) -> str | None:
-        """A message about the bound that ``value`` violates, or None."""
+        """Return a message about the bound that ``value`` violates, or None."""
         if self.above is not None and not value > self.above:
             return f"must be greater than {self.above}"
         if self.at_least is not None and not value >= self.at_least:

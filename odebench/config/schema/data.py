@@ -12,7 +12,7 @@ SPLIT_KEYS = ("validation", "train_limit")
 
 @dataclass(frozen=True)
 class ImageDataSettings(Choice):
-    """mnist, fashion_mnist and mnist5k."""
+    """The settings of ``mnist``, ``fashion_mnist`` and ``mnist5k``."""
 
     tasks: ClassVar[tuple[str, ...]] = ("classification", "density")
     root: str | None
@@ -24,7 +24,10 @@ class ImageDataSettings(Choice):
 
 @dataclass(frozen=True)
 class ToyDensitySettings(Choice):
-    """pinwheel, checkerboard, and potential_1 to potential_4; samples is the size of the training set."""
+    """The settings of ``pinwheel``, ``checkerboard`` and ``potential_1`` to ``potential_4``.
+
+    samples: the size of the training set.
+    """
 
     tasks: ClassVar[tuple[str, ...]] = ("density",)
     samples: PositiveInt
@@ -35,21 +38,21 @@ class ToyDensitySettings(Choice):
 
 @dataclass(frozen=True)
 class NoisyToySettings(ToyDensitySettings):
-    """swissroll, eight_gaussians, two_spirals and rings."""
+    """The settings of ``swissroll``, ``eight_gaussians``, ``two_spirals`` and ``rings``."""
 
     noise: PositiveFloat
 
 
 @dataclass(frozen=True)
 class ScaledToySettings(NoisyToySettings):
-    """two_circles and two_moons."""
+    """The settings of ``two_circles`` and ``two_moons``."""
 
     scale: PositiveFloat
 
 
 @dataclass(frozen=True)
 class TabularSettings(Choice):
-    """power, gas, hepmass, miniboone and bsds300."""
+    """The settings of ``power``, ``gas``, ``hepmass``, ``miniboone`` and ``bsds300``."""
 
     tasks: ClassVar[tuple[str, ...]] = ("density",)
     root: str | None
@@ -57,7 +60,10 @@ class TabularSettings(Choice):
 
 @dataclass(frozen=True)
 class SeriesDataSettings(Choice):
-    """Settings of every set of series; random_state is the data set's own seed: another one simulates other series."""
+    """Settings of every data set of series.
+
+    random_state: the data set's own seed; another one simulates other series.
+    """
 
     tasks: ClassVar[tuple[str, ...]] = ("time_series",)
     validation: PositiveInt
@@ -67,7 +73,10 @@ class SeriesDataSettings(Choice):
 
 @dataclass(frozen=True)
 class SpiralsSettings(SeriesDataSettings):
-    """spirals; observed: number of points of each; beyond: number of times after them to predict."""
+    """The settings of ``spirals``.
+
+    observed: the number of points of each spiral. beyond: the number of later times to predict.
+    """
 
     observed: PositiveInt
     beyond: Annotated[int, Range(at_least=1, at_most=800)]
@@ -75,7 +84,10 @@ class SpiralsSettings(SeriesDataSettings):
 
 @dataclass(frozen=True)
 class PeriodicSettings(SeriesDataSettings):
-    """periodic; observed is the fraction of the points that are inputs."""
+    """The settings of ``periodic``.
+
+    observed: the fraction of the points that are inputs.
+    """
 
     mode: SeriesMode
     observed: FractionOrOne
@@ -85,7 +97,7 @@ class PeriodicSettings(SeriesDataSettings):
 
 @dataclass(frozen=True)
 class HopperSettings(SeriesDataSettings):
-    """hopper; its runs are always the same, and random_state determines how they are split."""
+    """The settings of ``hopper``, whose trajectories are fixed; random_state determines how they are split."""
 
     split_keys: ClassVar[tuple[str, ...]] = (*SPLIT_KEYS, "random_state")
     root: str | None
@@ -95,7 +107,7 @@ class HopperSettings(SeriesDataSettings):
 
 @dataclass(frozen=True)
 class PhysioNet2012Settings(HopperSettings):
-    """physionet2012; quantisation in minutes."""
+    """The settings of ``physionet2012``; quantisation is in minutes."""
 
     split_keys: ClassVar[tuple[str, ...]] = (*HopperSettings.split_keys, "sets")
     sets: Literal["ab", "a", "b"]
@@ -105,7 +117,7 @@ class PhysioNet2012Settings(HopperSettings):
 
 @dataclass(frozen=True)
 class PoissonEventsSettings(SeriesDataSettings):
-    """poisson_events; level in events and frequency in periods per unit of time."""
+    """The settings of ``poisson_events``; level is in events, and frequency in periods, per unit of time."""
 
     series: Annotated[int, Range(at_least=201)]
     level: PositiveFloat

@@ -8,7 +8,10 @@ from odebench.config.schema.base import Choice, FractionOrZero, NonNegativeFloat
 
 @dataclass(frozen=True)
 class CrossEntropySettings(Choice):
-    """cross_entropy; label_smoothing is the fraction of the probability spread over all classes."""
+    """The settings of ``cross_entropy``.
+
+    label_smoothing: the fraction of the probability that is spread over all classes.
+    """
 
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
     label_smoothing: FractionOrZero
@@ -16,14 +19,14 @@ class CrossEntropySettings(Choice):
 
 @dataclass(frozen=True)
 class DensityLossSettings(Choice):
-    """maximum_likelihood and density_matching, which have no options."""
+    """The losses ``maximum_likelihood`` and ``density_matching``, which have no settings of their own."""
 
     tasks: ClassVar[tuple[str, ...]] = ("density",)
 
 
 @dataclass(frozen=True)
 class FlowMatchingSettings(DensityLossSettings):
-    """flow_matching; sigma is the width of the conditional paths."""
+    """The settings of ``flow_matching``; sigma is the width of the conditional paths."""
 
     coupling: Literal["independent", "optimal_transport"]
     sigma: NonNegativeFloat
@@ -31,7 +34,7 @@ class FlowMatchingSettings(DensityLossSettings):
 
 @dataclass(frozen=True)
 class AutoregressiveLossSettings(Choice):
-    """autoregressive; label_weight is the weight of the label's cross-entropy."""
+    """The settings of ``autoregressive``; label_weight is the weight of the cross-entropy of the label."""
 
     tasks: ClassVar[tuple[str, ...]] = ("time_series",)
     reduction: Literal["sum", "mean"]
@@ -40,7 +43,7 @@ class AutoregressiveLossSettings(Choice):
 
 @dataclass(frozen=True)
 class ELBOSettings(AutoregressiveLossSettings):
-    """elbo; see configs/loss/elbo.yaml for the meaning of each setting."""
+    """The settings of ``elbo``; configs/loss/elbo.yaml explains each."""
 
     samples: PositiveInt
     eval_samples: PositiveInt
@@ -53,10 +56,10 @@ class ELBOSettings(AutoregressiveLossSettings):
 
 @dataclass(frozen=True)
 class DynamicsSettings(Choice):
-    """plain, and presets of the same terms: each a weight, 0 for off.
+    """The settings of ``plain`` and its presets: a weight for each term, 0 for off.
 
-    taylor_order: of the derivative that ``taylor`` weighs. steer: half width of the random end time's interval, as a
-    fraction of the last span.
+    taylor_order: the order of the derivative that ``taylor`` weighs.
+    steer: half the width of the interval that the random end time is drawn from, as a fraction of the last span.
     """
 
     kinetic: NonNegativeFloat

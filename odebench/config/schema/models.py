@@ -9,7 +9,7 @@ from odebench.config.schema.series_models import SERIES_MODELS
 
 @dataclass(frozen=True)
 class ODENetSettings(Choice):
-    """odenet, and rknet, which is the same network."""
+    """The settings of ``odenet``, and of ``rknet``, which is the same network."""
 
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
     has_ode: ClassVar[bool] = True
@@ -22,7 +22,7 @@ class ODENetSettings(Choice):
 
 @dataclass(frozen=True)
 class ResNetSettings(Choice):
-    """resnet; with one block or none it is the control for the effect of depth."""
+    """The settings of ``resnet``, which with one block or none is the control for the effect of depth."""
 
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
     has_ode: ClassVar[bool] = False
@@ -33,7 +33,7 @@ class ResNetSettings(Choice):
 
 @dataclass(frozen=True)
 class MLPSettings(Choice):
-    """mlp."""
+    """The settings of ``mlp``."""
 
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
     has_ode: ClassVar[bool] = False
@@ -42,7 +42,7 @@ class MLPSettings(Choice):
 
 @dataclass(frozen=True)
 class CNFSettings(Choice):
-    """cnf; hidden is the width of its hypernetwork."""
+    """The settings of ``cnf``; hidden is the width of its hypernetwork."""
 
     tasks: ClassVar[tuple[str, ...]] = ("density",)
     has_ode: ClassVar[bool] = True
@@ -54,7 +54,7 @@ class CNFSettings(Choice):
 
 @dataclass(frozen=True)
 class FFJORDSettings(Choice):
-    """ffjord; dims are the hidden layers of each block's field, scales those of images."""
+    """The settings of ``ffjord``; dims are the widths of hidden layers in each block, scales those of images."""
 
     tasks: ClassVar[tuple[str, ...]] = ("density",)
     has_ode: ClassVar[bool] = True
@@ -71,7 +71,7 @@ class FFJORDSettings(Choice):
 
 @dataclass(frozen=True)
 class PlanarFlowSettings(Choice):
-    """planar_nf; closed is the direction without root finding."""
+    """The settings of ``planar_nf``; closed is the direction that needs no root finding."""
 
     tasks: ClassVar[tuple[str, ...]] = ("density",)
     has_ode: ClassVar[bool] = False

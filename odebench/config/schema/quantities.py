@@ -1,4 +1,4 @@
-"""The quantities that each task measures, with units; the splits that a model is evaluated on."""
+"""The quantities that each task measures, with units, and the splits that a model is evaluated on."""
 
 from typing import NamedTuple
 
@@ -56,5 +56,5 @@ QUANTITIES: dict[str, dict[str, Quantity]] = {
 
 
 def higher_is_better(name: str) -> bool:
-    """Whether a higher value of a quantity of any task, such as accuracy, is better."""
+    """Return whether a higher value of this quantity, such as accuracy, is better."""
     return any(name in of_task and of_task[name].higher_is_better for of_task in QUANTITIES.values())

@@ -23,7 +23,7 @@ class _SeriesModelSettings(Choice):
 
 @dataclass(frozen=True)
 class LatentODESettings(_SeriesModelSettings):
-    """latent_ode."""
+    """The settings of ``latent_ode``."""
 
     has_ode: ClassVar[bool] = True
     latent_dim: PositiveInt
@@ -47,7 +47,7 @@ class LatentODESettings(_SeriesModelSettings):
 
 @dataclass(frozen=True)
 class RNNVAESettings(_SeriesModelSettings):
-    """rnn_vae."""
+    """The settings of ``rnn_vae``."""
 
     latent_dim: PositiveInt
     encoder_width: PositiveInt
@@ -56,7 +56,7 @@ class RNNVAESettings(_SeriesModelSettings):
 
 @dataclass(frozen=True)
 class AutoregressiveSettings(_SeriesModelSettings):
-    """rnn_decay and gru_d."""
+    """The settings of ``rnn_decay`` and ``gru_d``."""
 
     width: PositiveInt
     rollout: bool
@@ -64,7 +64,7 @@ class AutoregressiveSettings(_SeriesModelSettings):
 
 @dataclass(frozen=True)
 class RNNSettings(AutoregressiveSettings):
-    """rnn."""
+    """The settings of ``rnn``."""
 
     kind: Literal["tanh", "gru"]
     time_gap: bool
@@ -74,7 +74,7 @@ class RNNSettings(AutoregressiveSettings):
 
 @dataclass(frozen=True)
 class ODERNNSettings(AutoregressiveSettings):
-    """ode_rnn."""
+    """The settings of ``ode_rnn``."""
 
     has_ode: ClassVar[bool] = True
     field_units: PositiveInt

@@ -10,9 +10,9 @@ NO_SOLVER = "none"
 
 @dataclass(frozen=True)
 class SolverSettings(Choice):
-    """Any solver; rtol and atol control adaptive steps, steps or step_size fixed ones.
+    """The settings of every solver: rtol and atol control adaptive steps, steps or step_size fixed steps.
 
-    options: those that only this method has, such as the damping of alf; each is a key of the solver in YAML.
+    options: settings of this method only, such as the damping of ``alf``; each is a key of the solver in YAML.
     """
 
     rtol: PositiveFloat | None
@@ -32,12 +32,12 @@ class SolverSettings(Choice):
 
     @property
     def fixed(self) -> bool:
-        """Whether the steps are given, not chosen by error control."""
+        """Whether the steps are fixed, not chosen by error control."""
         return self.steps is not None or self.step_size is not None
 
     @property
     def accuracy(self) -> str:
-        """How the steps are chosen: ``8 steps``, ``step size 0.1``, ``tol 0.001`` or ``rtol 0.001 atol 1e-05``."""
+        """How steps are chosen, as text: ``8 steps``, ``step size 0.1``, ``tol 0.001`` or ``rtol 0.001 atol 1e-05``."""
         if self.steps is not None:
             return f"{self.steps} steps"
         if self.step_size is not None:
@@ -49,7 +49,7 @@ class SolverSettings(Choice):
 
 @dataclass(frozen=True)
 class CheckpointGradientSettings(Choice):
-    """checkpoint."""
+    """The settings of ``checkpoint``."""
 
     checkpoints: PositiveInt | None
     recompute: Literal["step", "stage"]
@@ -58,7 +58,7 @@ class CheckpointGradientSettings(Choice):
 
 @dataclass(frozen=True)
 class AdjointGradientSettings(Choice):
-    """adjoint and interpolated_adjoint; null: as in the forward solve."""
+    """The settings of ``adjoint`` and ``interpolated_adjoint``; null takes that of the forward solve."""
 
     rtol: PositiveFloat | None
     atol: PositiveFloat | None

@@ -28,7 +28,7 @@ class _OptimSettings(Choice):
 
 @dataclass(frozen=True)
 class SGDSettings(_OptimSettings):
-    """sgd."""
+    """The settings of ``sgd``."""
 
     momentum: FractionOrZero
     nesterov: bool
@@ -36,14 +36,14 @@ class SGDSettings(_OptimSettings):
 
 @dataclass(frozen=True)
 class AdamSettings(_OptimSettings):
-    """adam, adamw and adamax."""
+    """The settings of ``adam``, ``adamw`` and ``adamax``."""
 
     betas: tuple[FractionOrZero, FractionOrZero]
 
 
 @dataclass(frozen=True)
 class RMSpropSettings(_OptimSettings):
-    """rmsprop; decay is that of the running mean of squared gradients."""
+    """The settings of ``rmsprop``; decay is the decay of the running mean of squared gradients."""
 
     decay: FractionOrZero
     momentum: FractionOrZero
@@ -51,7 +51,7 @@ class RMSpropSettings(_OptimSettings):
 
 @dataclass(frozen=True)
 class OneCycleSettings(Choice):
-    """one_cycle; rise is a fraction of the training, start and final are fractions of the learning rate."""
+    """The settings of ``one_cycle``; rise is a fraction of the training, start and final of the learning rate."""
 
     rise: Fraction
     start: FractionOrOne
@@ -60,21 +60,21 @@ class OneCycleSettings(Choice):
 
 @dataclass(frozen=True)
 class WarmupSettings(Choice):
-    """constant, which is only a warm-up; the other schedules have one, too."""
+    """The settings of ``constant``, which is only a warm-up; the other schedules have a warm-up, too."""
 
     warmup_epochs: NonNegativeFloat
 
 
 @dataclass(frozen=True)
 class CosineSettings(WarmupSettings):
-    """cosine; final is a fraction of the learning rate."""
+    """The settings of ``cosine``; final is a fraction of the learning rate."""
 
     final: UnitInterval
 
 
 @dataclass(frozen=True)
 class MultiStepSettings(WarmupSettings):
-    """steps; milestones in epochs."""
+    """The settings of ``steps``; milestones are in epochs."""
 
     milestones: tuple[PositiveInt, ...]
     factor: PositiveFloat
@@ -82,7 +82,10 @@ class MultiStepSettings(WarmupSettings):
 
 @dataclass(frozen=True)
 class ExponentialSettings(WarmupSettings):
-    """exponential; factor is per step, final the lower bound, as a fraction of the initial learning rate."""
+    """The settings of ``exponential``.
+
+    factor: per step. final: the lower bound, as a fraction of the initial learning rate.
+    """
 
     factor: FractionOrOne
     final: UnitInterval
@@ -90,7 +93,7 @@ class ExponentialSettings(WarmupSettings):
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """The training loop; see configs/trainer/default.yaml for the meaning of each setting."""
+    """The settings of the training loop; configs/trainer/default.yaml explains each."""
 
     epochs: PositiveInt
     iterations: PositiveInt | None
