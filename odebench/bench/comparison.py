@@ -29,7 +29,7 @@ ProgressCallback = Callable[[str], None]
 
 @dataclass(frozen=True)
 class BenchmarkPlan:
-    """What to measure.
+    """The cases, modes, libraries and settings that are measured.
 
     modes, libraries: those to run, in the order of the table.
     methods, tols: those to use; None uses those of each case.

@@ -68,7 +68,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class FailurePolicy:
-    """What to do when a job fails: retry it at most ``retry`` times, then stop the sweep if ``fail_fast``."""
+    """The rules for failed jobs: each is retried up to ``retry`` times; ``fail_fast`` then stops the sweep."""
 
     fail_fast: bool
     retry: int

@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vjp
+from torch.func import vjp
 
 from odebench.ode.compiled.forward import LoopStages
 from odebench.ode.compiled.graph import loop
+from odebench.ode.gradients.compiled_adjoint import rate_of_inputs
 from odebench.ode.methods.compiled_step import weighted_sum
 from odebench.ode.methods.tableau import Tableau
 from odebench.ode.problem import StateLayout
@@ -25,11 +26,6 @@ class FieldModule(nn.Module):
     def forward(self, *inputs: Any) -> Any:
         """f(t, y, *args)."""
         return self.f(*inputs)
-
-    def names_of(self, parameters: Sequence[Tensor]) -> tuple[str, ...] | None:
-        """The names of these parameters; None if one of them is no parameter of these modules."""
-        names = {id(parameter): name for name, parameter in self.named_parameters()}
-        return tuple(names[id(p)] for p in parameters) if all(id(p) in names for p in parameters) else None
 
 
 def make_backward(
@@ -63,14 +59,7 @@ def make_backward(
         inputs = [*parameters, *(args[i] for i in arg_idx)]
 
         def vjp_of_field(t: Tensor, y: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
-            def rate(y: Tensor, *inputs: Tensor) -> Tensor:
-                all_args = list(args)
-                for i, value in zip(arg_idx, inputs[len(names) :], strict=True):
-                    all_args[i] = value
-                values = dict(zip(names, inputs, strict=False))
-                return layout.evaluate_flat(lambda *at: functional_call(module, values, at), t, y, all_args)
-
-            return vjp(rate, y, *inputs)[1](gradient)
+            return vjp(rate_of_inputs(module, layout, names, arg_idx, t, args), y, *inputs)[1](gradient)
 
         def is_left(i: Tensor, *carried: Tensor) -> Tensor:
             return i >= 0

@@ -16,6 +16,7 @@ from odebench.ode.gradients.captured_tensors import (
     evaluate_first,
     graph_leaves,
 )
+from odebench.ode.gradients.compiled_adjoint import names_of
 from odebench.ode.integrate import IntegrationResult
 from odebench.ode.once_differentiable import once_differentiable
 from odebench.ode.plan import SolvePlan
@@ -56,7 +57,7 @@ def _integrate(problem: InitialValueProblem, plan: SolvePlan) -> IntegrationResu
         reason = "autocast is on, where compiled code rounds differently"
     elif versions != _buffer_versions(problem):
         reason = "f changes a buffer"
-    elif solve.module.names_of(captured) is None:
+    elif names_of(captured, solve.module) is None:
         reason = "f uses a tensor that requires a gradient and is no parameter of a module; pass it through args=(...)"
     if reason:
         solve.forward.refuse(reason)
@@ -121,7 +122,7 @@ class _ExactGradient(torch.autograd.Function):
             problem, "backprop", ctx.captured, args, captured=ctx.captured, hint="leave compile='solve' out"
         )
         parameters = [x.detach() for x in tensors[: len(ctx.captured)] if x.requires_grad]
-        names = solve.module.names_of([x for x in ctx.captured if x.requires_grad])
+        names = names_of([x for x in ctx.captured if x.requires_grad], solve.module)
         graph = solve.backward(names, tuple(i for i, arg in enumerate(args) if arg.requires_grad))
         values, grad_states = [x.detach() for x in args], grad_states.detach()
         grad_y, grad_k = torch.zeros_like(y0), torch.zeros_like(y0)

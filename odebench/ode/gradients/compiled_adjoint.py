@@ -5,6 +5,7 @@ torch's operations takes longer than the operations themselves.
 """
 
 import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,7 @@ class CompiledAdjointStepper:
     ) -> None:
         self._method, self._problem, self._stats = method, problem, stats
         self.totals, self._accumulator = accumulator.totals, accumulator
-        self._names = tuple(_parameter_names(problem.f, accumulator) or ())
+        self._names = _parameter_names(problem.f, accumulator) or ()
         self._parameters = [tensor.detach() for tensor in accumulator.tensors[: len(self._names)]]
         self._args = [arg.detach() for arg in accumulator.args]
         arg_idx = tuple(i for i, arg in enumerate(accumulator.args) if arg.requires_grad)
@@ -94,14 +95,35 @@ class StepQuadrature(Observer):
             torch._foreach_add_(self.stepper.totals, self.stepper.integrals, alpha=-self.scale)
 
 
-def _parameter_names(f: Any, accumulator: GradientAccumulator) -> list[str] | None:
-    """Return the names of the parameters in the module f; None if f is no module, or does not own all of them."""
+def _parameter_names(f: Any, accumulator: GradientAccumulator) -> tuple[str, ...] | None:
+    own = set(map(id, accumulator.args))
+    return names_of([tensor for tensor in accumulator.tensors if id(tensor) not in own], f)
+
+
+def names_of(parameters: Sequence[Tensor], f: Any) -> tuple[str, ...] | None:
+    """Return the names of parameters in the module f; None if f is no module, or does not own all of them."""
     if not isinstance(f, nn.Module):
         return None
     names = {id(parameter): name for name, parameter in f.named_parameters()}
-    own = set(map(id, accumulator.args))
-    parameters = [tensor for tensor in accumulator.tensors if id(tensor) not in own]
-    return [names[id(p)] for p in parameters] if all(id(p) in names for p in parameters) else None
+    return tuple(names[id(p)] for p in parameters) if all(id(p) in names for p in parameters) else None
+
+
+def rate_of_inputs(
+    f: nn.Module, layout: StateLayout, names: tuple[str, ...], arg_idx: tuple[int, ...], t: Tensor, args: list[Tensor]
+) -> Callable[..., Tensor]:
+    """Return dy/dt [N] at t as a function of y [N] and the tensors that get gradients, for ``torch.func.vjp``.
+
+    Those are the parameters ``names`` of the module f, then the arguments at the positions ``arg_idx`` of ``args``.
+    """
+
+    def rate(y: Tensor, *inputs: Tensor) -> Tensor:
+        all_args = list(args)
+        for i, value in zip(arg_idx, inputs[len(names) :], strict=True):
+            all_args[i] = value
+        parameters = dict(zip(names, inputs, strict=False))
+        return layout.evaluate_flat(lambda *inputs_of_f: functional_call(f, parameters, inputs_of_f), t, y, all_args)
+
+    return rate
 
 
 @functools.lru_cache(maxsize=64)
@@ -121,13 +143,7 @@ def _compile_step(
         inputs = [*parameters, *(args[i] for i in arg_idx)]
 
         def linearize(t: Tensor, y: Tensor, with_parameters: bool) -> Any:
-            def rate(y: Tensor, *inputs: Tensor) -> Tensor:
-                all_args = list(args)
-                for i, value in zip(arg_idx, inputs[len(names) :], strict=True):
-                    all_args[i] = value
-                state = dict(zip(names, inputs, strict=False))
-                return layout.evaluate_flat(lambda *inputs_of_f: functional_call(f, state, inputs_of_f), t, y, all_args)
-
+            rate = rate_of_inputs(f, layout, names, arg_idx, t, args)
             return vjp(rate, y, *inputs) if with_parameters else vjp(lambda y: rate(y, *inputs), y)
 
         stages: list[Tensor] = []
