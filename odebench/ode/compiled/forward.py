@@ -1,10 +1,8 @@
 """The loop over attempted steps of an explicit Runge-Kutta method, as a graph that torch compiles.
 
-The rules are those of ``odebench.ode.integrate`` and ``odebench.ode.control``, on scalar float64 tensors.
+The rules of ``step_control.py`` choose its steps.
 """
 
-import enum
-import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,23 +10,11 @@ import torch
 from torch import Tensor
 
 from odebench.ode.compiled.graph import loop
-from odebench.ode.control import END_STRETCH, SMALLEST_RATIO, Controller, step_factors
+from odebench.ode.compiled.step_control import LoopState, StepBounds, fit_step, next_step
+from odebench.ode.control import Controller
 from odebench.ode.methods.compiled_step import scaled_error_norm, weighted_sum
 from odebench.ode.methods.tableau import Tableau
 from odebench.ode.problem import StateLayout
-
-# Columns of the table of steps: start, signed size, error ratio, and the next size that the controller proposed.
-STEP_COLUMNS = 4
-
-
-class LoopState(enum.IntEnum):
-    """Why the loop ended."""
-
-    running = 0
-    finished = 1
-    underflow = 2
-    max_steps = 3
-    full = 4
 
 
 class LoopStages(NamedTuple):
@@ -94,15 +80,10 @@ def make_forward(
 
         def fit(t: Tensor, h: Tensor, n: Tensor, attempts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             """The next step within its bounds as proposed and as fitted to the end, and the ``LoopState``."""
-            remaining = (end - t).abs()
-            h = torch.maximum(h, min_step)
-            step = torch.minimum(h, max_step)
-            at_end = remaining <= torch.minimum(step * END_STRETCH, max_step)
-            step = torch.where(at_end, remaining, torch.where(2 * step > remaining, remaining / 2, step))
-            tiny = (step < 8 * sys.float_info.epsilon * torch.maximum(t.abs(), floor)) & (step != remaining)
+            h, step, too_small = fit_step(t, h, end, StepBounds(min_step, max_step, floor))
             state = torch.where(n < steps.shape[0], int(LoopState.running), int(LoopState.full))
             state = torch.where(attempts < max_steps, state, int(LoopState.max_steps))
-            return h, step, torch.where(tiny, int(LoopState.underflow), state)
+            return h, step, torch.where(too_small, int(LoopState.underflow), state)
 
         def is_running(state: Tensor, *carried: Tensor) -> Tensor:
             return state == int(LoopState.running)
@@ -131,22 +112,15 @@ def make_forward(
             error = h_y * weighted_sum(stages.error, ks)
             ratio = scaled_error_norm(error, y, y_next, tolerance).to(torch.float64)
             accepted = (ratio <= 1) | ((h <= min_step) & (ratio < torch.inf))
-            proposal = step * step_factors(controller, method.order, ratio, accepted, past)
+            proposal, h_next, past = next_step(controller, method.order, h, step, ratio, accepted, past)
             # Not by steps[n] = ..., which inductor does not lower in a loop.
             steps.index_put_((n.reshape(1),), torch.stack([t, signed, ratio, proposal]).unsqueeze(0))
             kept_row = n if len(kept) > 1 else torch.zeros_like(n)
             kept.index_put_((kept_row.reshape(1),), torch.stack([y, *ks]).unsqueeze(0))
-            # A step shortened to end at the end does not shrink the next one.
-            h_next = torch.where(accepted & (step < h), torch.maximum(proposal, h), proposal)
             t_next = torch.where(accepted, torch.where(at_end, end, t + signed), t)
             n_next = n + accepted.to(torch.int64)
             h_fitted, step_next, state = fit(t_next, h_next, n_next, attempts + 1)
             finished = accepted & at_end
-            if uses_past:
-                past = (
-                    torch.where(accepted, ratio.clamp(min=SMALLEST_RATIO), past[0]),
-                    torch.where(accepted, past[0], past[1]),
-                )
             return (
                 torch.where(finished, int(LoopState.finished), state),
                 n_next,

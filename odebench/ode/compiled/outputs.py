@@ -5,7 +5,7 @@ import bisect
 import torch
 from torch import Tensor
 
-from odebench.ode.compiled.forward import STEP_COLUMNS
+from odebench.ode.compiled.step_control import STEP_COLUMNS
 from odebench.ode.dense import evaluate_weights
 from odebench.ode.methods.tableau import Tableau
 

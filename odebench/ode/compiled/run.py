@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from odebench.ode.compiled.backward import FieldModule, make_backward
-from odebench.ode.compiled.forward import LoopStages, LoopState, make_forward
+from odebench.ode.compiled.forward import LoopStages, make_forward
 from odebench.ode.compiled.graph import CompiledGraph
 from odebench.ode.compiled.outputs import StepBuffers, StoredSteps
+from odebench.ode.compiled.step_control import LoopState
 from odebench.ode.control import Controller
 from odebench.ode.integrate import IntegrationResult, initial_step_size
 from odebench.ode.methods.explicit_stepper import stiffness_of
