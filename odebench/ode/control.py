@@ -43,6 +43,27 @@ def rms_of_parts(parts: Sequence[Tensor], group: ProcessGroup | None) -> list[fl
     return [x / math.sqrt(max(part.numel() * num_shares, 1)) for x, part in zip(norms.tolist(), parts, strict=True)]
 
 
+@dataclass(frozen=True)
+class LargestRms:
+    """The norm that is the largest root mean square of consecutive parts of x.
+
+    sizes: the numbers of elements of the parts. Elements after the last part have no influence.
+    divisors: each root mean square is first divided by its divisor.
+    group: see ``rms_of_parts``.
+    """
+
+    sizes: tuple[int, ...]
+    divisors: tuple[float, ...]
+    group: ProcessGroup | None = None
+
+    def __call__(self, x: Tensor) -> float:
+        """Return the norm of x [N]."""
+        num_elements = sum(self.sizes)
+        x = x if num_elements == x.numel() else x[:num_elements]
+        norms = rms_of_parts(x.split(self.sizes), self.group)
+        return max(norm / divisor for norm, divisor in zip(norms, self.divisors, strict=True))
+
+
 def sum_over(group: ProcessGroup | None, x: Tensor) -> Tensor:
     """Sum x in place over the processes of a group; None stands for all processes.
 

@@ -108,9 +108,7 @@ def backward_norm(call: DropInCall, parameters: Sequence[Tensor], norm: Any) -> 
     if call.user_norm is not None:
         rest, end = max_rms(sizes), 2 * n + sum(sizes)
         return lambda z: max(call.norm(z[:n]), call.norm(z[n : 2 * n]), rest(z[2 * n : end]) if sizes else 0.0)
-    sizes = [shape.numel() for shape in problem.shapes] * 2 + sizes
-    largest = max_rms(sizes)
-    return lambda z: largest(z[: sum(sizes)])
+    return max_rms([shape.numel() for shape in problem.shapes] * 2 + sizes)
 
 
 def backward_tolerance(

@@ -5,14 +5,14 @@ import functools
 import itertools
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from odebench.ode.arguments import as_finite_times, as_number, as_positive, as_positive_integer, short_repr
-from odebench.ode.control import Controller, Norm, Tolerance, rms
+from odebench.ode.control import Controller, LargestRms, Norm, Tolerance, rms
 from odebench.ode.integrate import Observer
 from odebench.ode.methods import METHODS, Method
 from odebench.ode.methods.adams import HIGHEST_ORDER, FixedOrderAdams
@@ -201,15 +201,9 @@ def state_norm(problem: InitialValueProblem, norm: Callable[[Any], Any] | None, 
     return rms if num_tensors is None else max_rms([shape.numel() for shape in problem.shapes])
 
 
-def max_rms(sizes: list[int]) -> Norm:
+def max_rms(sizes: Sequence[int]) -> LargestRms:
     """Make the norm that is the largest root mean square of consecutive parts of the given sizes."""
-    divisors = [math.sqrt(max(size, 1)) for size in sizes]
-
-    def norm(x: Tensor) -> float:
-        lengths = torch.stack(torch._foreach_norm(x.split(sizes))).tolist()
-        return max((n / d for n, d in zip(lengths, divisors, strict=True)), default=0.0)
-
-    return norm
+    return LargestRms(tuple(sizes), (1.0,) * len(sizes))
 
 
 def make_plan(

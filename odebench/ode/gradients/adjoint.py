@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from odebench.ode.arguments import as_number, as_positive_integer
-from odebench.ode.control import Norm, Tolerance, rms_of_parts, rms_over
+from odebench.ode.control import LargestRms, Norm, Tolerance, rms_over
 from odebench.ode.dense import DenseOutput
 from odebench.ode.gradients.adjoint_field import AdjointField, NodeQuadrature, Quadrature, StageQuadrature, packed_size
 from odebench.ode.gradients.captured_tensors import (
@@ -159,16 +159,12 @@ class Adjoint:
         """
         num_states = 1 if self.interpolates else 2
         sizes = [like.shape[-1]] * num_states
-        factors = [1.0, ADJOINT_ERROR_FACTOR][-num_states:]
         if self.norm == "full":
             sizes += [packed_size(target, like) for target in targets]
-            factors += [ADJOINT_ERROR_FACTOR] * len(targets)
-
-        def norm(x: Tensor) -> float:
-            errors = rms_of_parts(x[: sum(sizes)].split(sizes), plan.group)
-            return max(error / factor for error, factor in zip(errors, factors, strict=True))
-
-        return norm
+        divisors = [ADJOINT_ERROR_FACTOR] * len(sizes)
+        if not self.interpolates:
+            divisors[0] = 1.0
+        return LargestRms(tuple(sizes), tuple(divisors), plan.group)
 
 
 @dataclass(frozen=True)
