@@ -11,6 +11,7 @@ from odebench.ode.methods.implicit import ImplicitTableau
 from odebench.ode.methods.scipy_methods import SciPyMethod
 
 PER_SAMPLE_GRADIENTS = ("backprop", "checkpoint")
+COMPILED_SOLVE_GRADIENTS = ("backprop", "checkpoint")
 _WORDS = {
     "event": "events",
     "dense": "dense output",
@@ -102,10 +103,15 @@ def _of_steps(c: Combination) -> Conflict | None:
 def _of_compiled_solve(c: Combination) -> Conflict | None:
     if c.compile != "solve":
         return None
-    for argument, supported in (("gradient", "backprop"), ("stepping", "shared")):
-        if (value := getattr(c, argument)) != supported:
-            reason = f"the whole solve has no {argument}={value}"
-            return Conflict(("compile", argument), reason, f"choose {argument}={supported}, or leave compile out")
+    if c.gradient not in COMPILED_SOLVE_GRADIENTS:
+        remedy = f"choose gradient={' or gradient='.join(COMPILED_SOLVE_GRADIENTS)}, or leave compile out"
+        return Conflict(("compile", "gradient"), f"the whole solve has no gradient={c.gradient}", remedy)
+    if c.stepping != "shared":
+        reason = f"the whole solve has no stepping={c.stepping}"
+        return Conflict(("compile", "stepping"), reason, "choose stepping=shared, or leave compile out")
+    if c.checkpoints is not None:
+        reason = "the whole solve stores every step"
+        return Conflict(("compile", "checkpoints"), reason, "leave checkpoints out, or choose compile=step")
     for argument in ("fixed", "event", "dense", "jump_t", "step_t", "group", "tensor_tolerance"):
         if getattr(c, argument):
             blamed = {"fixed": "steps", "tensor_tolerance": "rtol"}.get(argument, argument)

@@ -21,7 +21,6 @@ from odebench.ode.methods.stepper import Field, Stepper, VariableOrderStepper
 from odebench.ode.methods.steppers import make_stepper
 from odebench.ode.output import OutputRecorder
 from odebench.ode.plan import SolvePlan
-from odebench.ode.problem import InitialValueProblem
 from odebench.ode.scipy_bridge import solve_span
 from odebench.ode.solution import SolveOutcome, Stats, Status
 from odebench.ode.torch_func import under_vmap
@@ -69,38 +68,6 @@ class IntegrationResult:
     end_time: float
     hits: list[EventHit] = field(default_factory=list)
     interpolants: list[Interpolant] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class ForwardSolve:
-    """A solve that a gradient mode has to run: the problem and the plan.
-
-    observers: observers of the steps. detector: finds the zeros of event functions.
-    """
-
-    problem: InitialValueProblem
-    plan: SolvePlan
-    observers: tuple[Observer, ...] = ()
-    detector: EventDetector | None = None
-
-    def result(self, field: Field | None = None, f: Tensor | None = None, *observers: Observer) -> IntegrationResult:
-        """Integrate.
-
-        field: the vector field, by default the problem.
-        f: the value [N] of the field at the first time, if it was evaluated already.
-        observers: further observers of the steps.
-        """
-        problem = self.problem
-        return integrate(
-            field or problem,
-            problem.y0,
-            problem.times,
-            self.plan,
-            problem.stats,
-            f=f,
-            observers=(*self.observers, *observers),
-            detector=self.detector,
-        )
 
 
 def integrate(

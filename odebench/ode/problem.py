@@ -172,6 +172,7 @@ class FlatProblem:
     stats: counts every call of f.
     report_noise: called with the reason if f changes from one evaluation to the next. The second evaluation is checked,
         since the first may draw noise that the others share.
+    checks_first: whether the first evaluation is checked too, as a compiled solve may evaluate f only once in Python.
     buffered: the layers of f with buffers, which are compared before and after the second evaluation.
     time_dtype: the dtype of the times that f gets. It is the real dtype of the state, as a device may lack float64.
     """
@@ -181,6 +182,7 @@ class FlatProblem:
             raise TypeError(f"f must be callable as f(t, y, *args), got {type(f).__name__}")
         self.f = f
         self.report_noise: Callable[[str], None] = refuse_noise
+        self.checks_first = False
         self.buffered: list[nn.Module] = []
         leaves, structure = ([y0], _LEAF) if isinstance(y0, Tensor) else pytree.tree_flatten(y0)
         check_state(leaves)
@@ -229,7 +231,7 @@ class FlatProblem:
 
     def _watched(self, t: Tensor, *inputs: Any) -> Any:
         """Call f; in the second evaluation, or in the first of a backward pass, check whether its result changes."""
-        if self.stats.nfe < 2 and self.stats.backward is None:
+        if self.stats.nfe < 2 and self.stats.backward is None and not self.checks_first:
             return self.f(t, *inputs)
         return evaluate_watched(self.f, self.report_noise, self.buffered, t, *inputs)
 

@@ -12,13 +12,13 @@ from torch.distributed import ProcessGroup
 
 from odebench.ode.arguments import as_finite_times, as_flag, as_number, as_positive, as_positive_integer, short_repr
 from odebench.ode.combinations import Combination, find_conflict
-from odebench.ode.compiled.front import integrate_compiled
 from odebench.ode.control import CONTROLLERS, Controller, Tolerance, rms_over
 from odebench.ode.dense import DenseOutput
 from odebench.ode.events import Event, EventDetector
+from odebench.ode.forward_solve import ForwardSolve
 from odebench.ode.gradients import GRADIENTS, GradientMode
 from odebench.ode.gradients.moving_grid import grid_moves
-from odebench.ode.integrate import ForwardSolve, IntegrationResult
+from odebench.ode.integrate import IntegrationResult
 from odebench.ode.methods import Method, Tableau
 from odebench.ode.methods.adams import FixedOrderAdams
 from odebench.ode.methods.implicit import ImplicitTableau
@@ -135,11 +135,7 @@ def solve(
     else:
         detector = EventDetector.from_argument(event, problem)
         prepare(problem, plan, mode, detector)
-        result = integrate_compiled(problem, plan) if plan.compile == "solve" else None
-        if result is None:
-            if plan.compile == "solve":
-                plan = dataclasses.replace(plan, compile=False)
-            result = mode.solve_with_gradient(ForwardSolve(problem, plan, (), detector))
+        result = mode.solve_with_gradient(ForwardSolve(problem, plan, (), detector))
         solution = finish(problem, plan, mode, detector, result)
     if throw and solution.status not in (Status.success, Status.event):
         raise SolveError(solution.outcome, solution)
@@ -149,6 +145,7 @@ def solve(
 def prepare(problem: InitialValueProblem, plan: SolvePlan, mode: GradientMode, detector: EventDetector | None) -> None:
     """Check a solve before it starts, and give the problem's y0 the gradient with respect to the first time."""
     check_combination(problem, plan, mode, detector is not None)
+    problem.checks_first = plan.compile == "solve" and plan.first_step is not None
     if transform_active():
         _check_transforms(problem, plan, mode)
     if not needs_derivative(problem.t) or (mode.name == "backprop" and grid_moves(problem, plan, detector)):

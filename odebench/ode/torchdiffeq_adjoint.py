@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from odebench.ode.arguments import as_number, short_repr
 from odebench.ode.control import Norm, Tolerance
+from odebench.ode.forward_solve import ForwardSolve
 from odebench.ode.gradients.adjoint import AdjointSolve, BackwardSolve, quadrature_for
 from odebench.ode.gradients.adjoint_field import Quadrature, packed_size, unpack_gradients
 from odebench.ode.gradients.captured_tensors import (
@@ -25,7 +26,7 @@ from odebench.ode.gradients.captured_tensors import (
     graph_leaves,
     run_with_backward,
 )
-from odebench.ode.integrate import ForwardSolve, IntegrationResult, Observer
+from odebench.ode.integrate import IntegrationResult, Observer
 from odebench.ode.methods import Tableau
 from odebench.ode.plan import SolvePlan
 from odebench.ode.problem import InitialValueProblem

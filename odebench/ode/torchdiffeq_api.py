@@ -37,8 +37,9 @@ from torch.utils import _pytree as pytree
 
 from odebench.ode.arguments import as_positive, short_repr
 from odebench.ode.events import Event, EventDetector
+from odebench.ode.forward_solve import ForwardSolve
 from odebench.ode.gradients import Backprop, GradientMode
-from odebench.ode.integrate import ForwardSolve, Observer
+from odebench.ode.integrate import Observer
 from odebench.ode.methods.scipy_methods import SciPyMethod
 from odebench.ode.solution import Solution, SolveError, Status
 from odebench.ode.solving import finish, prepare

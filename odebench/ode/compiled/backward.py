@@ -1,31 +1,17 @@
 """The loop back over the stored steps, as a graph: the exact gradient of the steps, with f evaluated again."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import vjp
 
+from odebench.ode.compiled.field import FieldModule, rate_of_inputs
 from odebench.ode.compiled.forward import LoopStages
 from odebench.ode.compiled.graph import loop
-from odebench.ode.gradients.compiled_adjoint import rate_of_inputs
 from odebench.ode.methods.compiled_step import weighted_sum
 from odebench.ode.methods.tableau import Tableau
 from odebench.ode.problem import StateLayout
-
-
-class FieldModule(nn.Module):
-    """f as a module of the modules that it refers to, so that ``functional_call`` can replace their parameters."""
-
-    def __init__(self, f: Callable[..., Any], modules: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.f = f
-        self.referenced = nn.ModuleList(modules)
-
-    def forward(self, *inputs: Any) -> Any:
-        """f(t, y, *args)."""
-        return self.f(*inputs)
 
 
 def make_backward(

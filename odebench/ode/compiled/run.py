@@ -3,12 +3,13 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from odebench.ode.compiled.backward import FieldModule, make_backward
+from odebench.ode.compiled.backward import make_backward
+from odebench.ode.compiled.field import FieldModule
 from odebench.ode.compiled.forward import LoopStages, make_forward
 from odebench.ode.compiled.graph import CompiledGraph
 from odebench.ode.compiled.outputs import StepBuffers, StoredSteps
@@ -89,20 +90,49 @@ def find_compiled_solve(problem: InitialValueProblem, plan: SolvePlan, keep: boo
         raise ValueError(f"compile='solve': f and the constants in args must be hashable ({error})") from error
 
 
+class CompiledRun(NamedTuple):
+    """A compiled solve that has run: its result without a graph, and the steps that it has stored."""
+
+    result: IntegrationResult
+    solve: CompiledSolve
+    chunks: list[StoredSteps]
+
+
 def run_compiled(
-    problem: InitialValueProblem, plan: SolvePlan, solve: CompiledSolve, k: Tensor
-) -> tuple[IntegrationResult, list[StoredSteps]]:
-    """The result without its graph, and the stored steps. k: f [N] at the first time. Runs under ``torch.no_grad``."""
+    problem: InitialValueProblem, plan: SolvePlan, k: Tensor | None = None, keep: bool = False
+) -> CompiledRun:
+    """Solve without a gradient.
+
+    k: f [N] at the first time, if it was evaluated already. keep: whether to store all stages of every step.
+
+    Raises NotCompiledError, after one warning with the reason, if torch cannot compile the solve.
+    """
+    solve, y0 = find_compiled_solve(problem, plan, keep), problem.y0
+    if problem.layout.dtype not in (torch.float32, torch.float64) or y0.device.type != "cpu":
+        solve.forward.refuse(
+            f"its state must be of float32 or float64 and on the CPU, not {problem.layout.dtype} on {y0.device}"
+        )
+    if problem.layout.autocast is not None:
+        solve.forward.refuse("autocast is on, where compiled code rounds differently")
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        if k is None:
+            (t,) = problem.time_tensors(problem.times[:1])
+            k = problem(t, y0.detach()).clone()
+        return _run(problem, plan, solve, k)
+
+
+def _run(problem: InitialValueProblem, plan: SolvePlan, solve: CompiledSolve, k: Tensor) -> CompiledRun:
     assert plan.tolerance is not None
     assert plan.tolerance.numbers is not None
     times, y = problem.times, problem.y0.detach()
     t, end, ratio, step, attempts = times[0], times[-1], math.nan, math.nan, 0
     direction = 1.0 if end > t else -1.0
+    problem.stats.start = t
     chunks: list[StoredSteps] = []
     h = plan.first_step or initial_step_size(problem, t, y, k, end, plan, plan.method.order)
     if math.isnan(h):
         outcome = SolveOutcome(Status.non_finite, 1, t, step, ratio, problem.stats.nfe, attempted=False)
-        return _result(problem, [y.unsqueeze(0)], outcome, h), chunks
+        return CompiledRun(_result(problem, [y.unsqueeze(0)], outcome, h), solve, chunks)
     tolerance, args = constant(plan.tolerance.numbers, y.dtype, y.device), [arg.detach() for arg in problem.args]
     bounds = [end, direction, plan.min_step, plan.max_step, 1e-12 * max(abs(t), abs(end))]
     past = [1.0, 1.0]
@@ -126,7 +156,7 @@ def run_compiled(
         status = Status.step_underflow if attempts == 0 or ratio < math.inf else Status.non_finite
     reached, attempted = sum(map(len, states)), attempts > 0
     outcome = SolveOutcome(status, reached, t, direction * step, ratio, problem.stats.nfe, attempted=attempted)
-    return _result(problem, states, outcome, h), chunks
+    return CompiledRun(_result(problem, states, outcome, h), solve, chunks)
 
 
 def _output_states(

@@ -2,11 +2,12 @@
 
 from typing import Protocol
 
+from odebench.ode.forward_solve import ForwardSolve
 from odebench.ode.gradients.adjoint import Adjoint, InterpolatedAdjoint
 from odebench.ode.gradients.backprop import Backprop
 from odebench.ode.gradients.checkpoint import Checkpoint
 from odebench.ode.gradients.reversible import ReversibleGradient
-from odebench.ode.integrate import ForwardSolve, IntegrationResult
+from odebench.ode.integrate import IntegrationResult
 
 
 class GradientMode(Protocol):

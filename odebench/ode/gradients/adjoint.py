@@ -19,6 +19,7 @@ from torch import Tensor
 from odebench.ode.arguments import as_number, as_positive_integer
 from odebench.ode.control import LargestRms, Norm, Tolerance, rms_over
 from odebench.ode.dense import DenseOutput
+from odebench.ode.forward_solve import ForwardSolve
 from odebench.ode.gradients.adjoint_field import AdjointField, NodeQuadrature, Quadrature, StageQuadrature, packed_size
 from odebench.ode.gradients.captured_tensors import (
     HINT,
@@ -28,7 +29,7 @@ from odebench.ode.gradients.captured_tensors import (
     run_with_backward,
 )
 from odebench.ode.gradients.compiled_adjoint import CompiledAdjointStepper, StepQuadrature
-from odebench.ode.integrate import ForwardSolve, IntegrationResult, Observer, integrate
+from odebench.ode.integrate import IntegrationResult, Observer, integrate
 from odebench.ode.methods import Method, Tableau
 from odebench.ode.methods.implicit import ImplicitTableau
 from odebench.ode.methods.rosenbrock import Rosenbrock

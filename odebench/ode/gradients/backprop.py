@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
+from odebench.ode.forward_solve import ForwardSolve
+from odebench.ode.gradients.compiled_exact import solve_with_exact_gradient
 from odebench.ode.gradients.moving_grid import MovingGrid, grid_moves
-from odebench.ode.integrate import ForwardSolve, IntegrationResult, integrate
+from odebench.ode.integrate import IntegrationResult, integrate
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,8 @@ class Backprop:
 
     def solve_with_gradient(self, solve: ForwardSolve) -> IntegrationResult:
         """Solve; return the states at the problem's times, with their graph."""
+        if solve.plan.compile == "solve":
+            return solve_with_exact_gradient(self, solve)
         problem, plan, observers, detector = solve.problem, solve.plan, solve.observers, solve.detector
         y0, times, stats = problem.y0, problem.times, problem.stats
         if not grid_moves(problem, plan, detector):

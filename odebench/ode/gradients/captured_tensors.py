@@ -15,7 +15,8 @@ from torch.autograd.graph import get_gradient_edge
 from torch.utils import _pytree as pytree
 from torch.utils.weak import TensorWeakRef
 
-from odebench.ode.integrate import ForwardSolve, IntegrationResult
+from odebench.ode.forward_solve import ForwardSolve
+from odebench.ode.integrate import IntegrationResult
 from odebench.ode.problem import EvaluationGraph, InitialValueProblem, flatten
 
 HINT = "pass it through args=(...), or use gradient='backprop'"

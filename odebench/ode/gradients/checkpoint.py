@@ -18,15 +18,17 @@ import torch
 from torch import Tensor
 
 from odebench.ode.arguments import as_positive_integer
+from odebench.ode.forward_solve import ForwardSolve
 from odebench.ode.gradients.captured_tensors import (
     FirstEvaluation,
     GradientAccumulator,
     first_evaluation,
     run_with_backward,
 )
+from odebench.ode.gradients.compiled_exact import solve_with_exact_gradient
 from odebench.ode.gradients.stage_backward import OutputGradients, backward_through_stages
 from odebench.ode.gradients.step_history import AcceptedStep, GraphHistory, Stage, StageRecorder, StateHistory
-from odebench.ode.integrate import ForwardSolve, IntegrationResult
+from odebench.ode.integrate import IntegrationResult
 from odebench.ode.methods import Tableau
 from odebench.ode.methods.steppers import make_stepper
 from odebench.ode.once_differentiable import once_differentiable
@@ -70,6 +72,8 @@ class Checkpoint:
         """
         if not torch.is_grad_enabled():
             return solve.result()
+        if solve.plan.compile == "solve":
+            return solve_with_exact_gradient(self, solve)
         first = first_evaluation(solve.problem, self.name, with_graph=self.keep == "graphs")
         return run_with_backward(_CheckpointSolve, solve, first, self)
 

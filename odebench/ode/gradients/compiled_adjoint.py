@@ -5,14 +5,14 @@ torch's operations takes longer than the operations themselves.
 """
 
 import functools
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vjp
+from torch.func import vjp
 
+from odebench.ode.compiled.field import names_of, rate_of_inputs
 from odebench.ode.gradients.captured_tensors import GradientAccumulator
 from odebench.ode.integrate import Observer
 from odebench.ode.methods.compiled_step import StepFunction, compile_or_fall_back, weighted_sum
@@ -98,32 +98,6 @@ class StepQuadrature(Observer):
 def _parameter_names(f: Any, accumulator: GradientAccumulator) -> tuple[str, ...] | None:
     own = set(map(id, accumulator.args))
     return names_of([tensor for tensor in accumulator.tensors if id(tensor) not in own], f)
-
-
-def names_of(parameters: Sequence[Tensor], f: Any) -> tuple[str, ...] | None:
-    """Return the names of parameters in the module f; None if f is no module, or does not own all of them."""
-    if not isinstance(f, nn.Module):
-        return None
-    names = {id(parameter): name for name, parameter in f.named_parameters()}
-    return tuple(names[id(p)] for p in parameters) if all(id(p) in names for p in parameters) else None
-
-
-def rate_of_inputs(
-    f: nn.Module, layout: StateLayout, names: tuple[str, ...], arg_idx: tuple[int, ...], t: Tensor, args: list[Tensor]
-) -> Callable[..., Tensor]:
-    """Return dy/dt [N] at t as a function of y [N] and the tensors that get gradients, for ``torch.func.vjp``.
-
-    Those are the parameters ``names`` of the module f, then the arguments at the positions ``arg_idx`` of ``args``.
-    """
-
-    def rate(y: Tensor, *inputs: Tensor) -> Tensor:
-        all_args = list(args)
-        for i, value in zip(arg_idx, inputs[len(names) :], strict=True):
-            all_args[i] = value
-        parameters = dict(zip(names, inputs, strict=False))
-        return layout.evaluate_flat(lambda *inputs_of_f: functional_call(f, parameters, inputs_of_f), t, y, all_args)
-
-    return rate
 
 
 @functools.lru_cache(maxsize=64)

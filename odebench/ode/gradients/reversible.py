@@ -13,13 +13,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from odebench.ode.forward_solve import ForwardSolve
 from odebench.ode.gradients.captured_tensors import (
     FirstEvaluation,
     GradientAccumulator,
     first_evaluation,
     run_with_backward,
 )
-from odebench.ode.integrate import ForwardSolve, IntegrationResult, Observer, integrate
+from odebench.ode.integrate import IntegrationResult, Observer, integrate
 from odebench.ode.methods.explicit_stepper import StageList
 from odebench.ode.methods.reversible import AsynchronousLeapfrog, ReversibleHeun, ReversibleRungeKutta
 from odebench.ode.methods.reversible_stepper import evaluate_stages

@@ -1,0 +1,143 @@
+"""The exact gradient of a compiled solve, which evaluates f again in a compiled loop back over the steps."""
+
+import dataclasses
+import functools
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from odebench.ode.compiled.field import names_of
+from odebench.ode.compiled.graph import NotCompiledError
+from odebench.ode.compiled.run import CompiledSolve, find_compiled_solve, run_compiled
+from odebench.ode.forward_solve import ForwardSolve
+from odebench.ode.gradients.captured_tensors import (
+    CapturedTensors,
+    GradientAccumulator,
+    alive_tensors,
+    detached_leaf,
+    evaluate_first,
+    first_evaluation,
+    graph_leaves,
+    run_with_backward,
+)
+from odebench.ode.integrate import IntegrationResult
+from odebench.ode.once_differentiable import once_differentiable
+from odebench.ode.problem import InitialValueProblem
+from odebench.ode.solution import Stats, Status
+from odebench.ode.torch_func import has_saved_tensor_hooks
+
+DIFFERENTIABLE_ONCE = "the gradient of compile='solve' is differentiable once; leave compile out"
+
+
+class EagerMode(Protocol):
+    """The gradient mode that solves if torch cannot compile the solve."""
+
+    name: str
+
+    def solve_with_gradient(self, solve: ForwardSolve) -> IntegrationResult: ...
+
+
+def solve_with_exact_gradient(mode: EagerMode, solve: ForwardSolve) -> IntegrationResult:
+    """Solve; return the states at the problem's times, with the exact gradient of the steps.
+
+    mode: solves eagerly if torch cannot compile this solve, after one warning with the reason.
+    """
+    if not torch.is_grad_enabled():
+        return solve.result()
+    problem, plan = solve.problem, solve.plan
+    nfe = problem.stats.nfe
+    try:
+        if has_saved_tensor_hooks():  # torch.func supports none
+            raise NotCompiledError
+        return _solve(mode.name, solve)
+    except NotCompiledError:
+        problem.stats = Stats(nfe=nfe)  # without the evaluations of this attempt
+        return mode.solve_with_gradient(dataclasses.replace(solve, plan=dataclasses.replace(plan, compile=False)))
+
+
+def _solve(mode: str, solve: ForwardSolve) -> IntegrationResult:
+    problem, plan = solve.problem, solve.plan
+    compiled = find_compiled_solve(problem, plan, keep=True)
+    first = first_evaluation(problem, mode) if mode != "backprop" else _leaves_of_f(problem, compiled)
+    if not any(x.requires_grad for x in (problem.y0, *problem.args, *first.parameters)):
+        return run_compiled(problem, plan, first.f).result
+    if names_of(first.parameters, compiled.module) is None:
+        compiled.forward.refuse(
+            "f uses a tensor that requires a gradient and is no parameter of a module; pass it through args=(...)"
+        )
+    return run_with_backward(_ExactGradient, solve, first, mode)
+
+
+def _leaves_of_f(problem: InitialValueProblem, compiled: CompiledSolve) -> CapturedTensors:
+    """f at the first time, and the tensors that it uses besides y and args and that require a gradient.
+
+    Where ``first_evaluation`` raises an error, backpropagation can solve instead.
+    """
+    y, *args = map(detached_leaf, (problem.y0, *problem.args))
+    _, k, first_nr = evaluate_first(problem, y, args)
+    try:
+        found = graph_leaves(k, "backprop", first_nr)
+    except ValueError:
+        compiled.forward.refuse(
+            "f uses a tensor with a gradient that was computed outside of it; pass it through args=(...)"
+        )
+    k = k.detach().clone()
+    own = set(map(id, (y, *args)))
+    captured = [x for x in alive_tensors(found) if id(x) not in own]
+    return CapturedTensors(captured, captured, k)
+
+
+class _ExactGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        solve: ForwardSolve,
+        first: CapturedTensors,
+        mode: str,
+        results: list[IntegrationResult],
+        y0: Tensor,
+        *tensors: Tensor,
+    ) -> Tensor:
+        run = run_compiled(solve.problem, solve.plan, first.f, keep=True)
+        results.append(run.result)
+        ctx.mode, ctx.problem, ctx.run = mode, solve.problem, run
+        # Not as saved tensors: captured tensors are recognised by identity.
+        ctx.parameters, ctx.captured = first.parameters, first.captured
+        ctx.save_for_backward(y0, *tensors)
+        return run.result.states
+
+    @staticmethod
+    @functools.partial(once_differentiable, message=DIFFERENTIABLE_ONCE)
+    def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
+        problem, run = ctx.problem, ctx.run
+        y0, *tensors = ctx.saved_tensors
+        stats = problem.stats.backward = problem.stats.backward or Stats()
+        args = tensors[len(ctx.parameters) :]
+        accumulator = GradientAccumulator(
+            problem, ctx.mode, ctx.parameters, args, captured=ctx.captured, hint="leave compile='solve' out"
+        )
+        parameters = [x.detach() for x in tensors[: len(ctx.parameters)] if x.requires_grad]
+        names = names_of([x for x in ctx.parameters if x.requires_grad], run.solve.module) or ()
+        graph = run.solve.backward(names, tuple(i for i, arg in enumerate(args) if arg.requires_grad))
+        values, grad_states = [x.detach() for x in args], grad_states.detach()
+        grad_y, grad_k = torch.zeros_like(y0), torch.zeros_like(y0)
+        if run.result.outcome.status is Status.success:
+            grad_y = grad_states[-1].clone()
+        with torch.autocast(y0.device.type, enabled=False):
+            for chunk in reversed(run.chunks):
+                grad_kept = chunk.gradient(grad_states) if run.solve.inner else None
+                steps, kept = chunk.buffers.steps, chunk.buffers.kept
+                inputs = (torch.tensor(chunk.n), grad_y, grad_k, steps, kept, grad_kept, parameters, values)
+                try:
+                    grad_y, grad_k, *parts = graph(*inputs)
+                except NotCompiledError:
+                    grad_y, grad_k, *parts = graph.function(*inputs)
+                stats.nfe += chunk.n * (kept.shape[1] - 2)
+                if parts:
+                    torch._foreach_add_(accumulator.totals, parts)
+            # The first stage of the first step.
+            (t,) = problem.time_tensors(problem.times[:1])
+            evaluation = problem.evaluate_with_graph(t, y0, accumulator.args, stats)
+            grad_y = grad_y + accumulator.vjp(evaluation, t, grad_k) + grad_states[0]
+        return None, None, None, None, grad_y, *accumulator.gradients()
