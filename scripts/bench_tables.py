@@ -67,7 +67,7 @@ def best_speeds(folder: Path | None = None) -> dict[tuple[str, str], dict[str, f
     """
     found: dict[tuple[str, str], dict[str, float]] = {}
     for index, rows in enumerate(bench_files(folder)):
-        for (case, family, _), group in report.groups(rows).items():
+        for (case, family, *_), group in report.groups(rows).items():
             times: dict[str, list[float]] = {}
             for row in group:
                 times.setdefault(library_of(row), []).append(row["time_min_ms"])

@@ -5,13 +5,14 @@ every library, mode and run.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from odebench.bench import fields
+from odebench.errors import UsageError
 from odebench.models.series.fields import AutonomousField
 
 State = Tensor | tuple[Tensor, ...]
@@ -26,7 +27,9 @@ class BenchmarkCase:
     """An initial value problem on which libraries are compared.
 
     name, description: the name on the command line, and one line for the table.
-    field, state: functions that make the vector field f(t, y), and the state at the first time.
+    field: a function that makes the vector field f(t, y).
+    state: a function that makes the state at the first time, with ``batch`` rows.
+    batch: the number of rows; 0 if the state has no batch dimension.
     times: the output times.
     tol: the value of rtol and atol.
     published: a function that makes the field's published implementation from ``field``, with the same parameters. The
@@ -34,7 +37,7 @@ class BenchmarkCase:
     methods: the default methods; each library runs those that it has.
     per_sample: whether each row (sample of the batch) may have its own step sizes.
     reference_tol: the tolerance of the float64 reference solution.
-    reference: how the gradient of the reference is computed: "backprop", "adjoint" (constant memory), or
+    reference: how the gradient of the reference is computed: "checkpoint", "adjoint" (constant memory), or
         "sensitivities" (SciPy's Radau on the variational equations, for small stiff systems).
     slow_libraries: libraries that need minutes for this case; they run only if the user names them.
     """
@@ -42,15 +45,16 @@ class BenchmarkCase:
     name: str
     description: str
     field: Callable[[], nn.Module]
-    state: Callable[[], State]
+    state: Callable[[int], State]
     times: tuple[float, ...]
     tol: float
+    batch: int
     published: Callable[[Any], nn.Module] | None = None
     methods: tuple[str, ...] = EXPLICIT
     per_sample: bool = False
     dtype: torch.dtype = torch.float32
     reference_tol: float = 1e-10
-    reference: str = "backprop"
+    reference: str = "checkpoint"
     slow_libraries: tuple[str, ...] = ()
 
 
@@ -79,11 +83,18 @@ def build_problem(case: BenchmarkCase) -> CaseProblem:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         field = case.field().to(case.dtype)
-        state = case.state()
+        state = case.state(case.batch)
     leaves = [leaf.to(case.dtype) for leaf in leaves_of(state)]
     published = case.published(field) if case.published else field
     times = torch.tensor(case.times, dtype=case.dtype)
     return CaseProblem(case, field, published, like_state(state, leaves), times)
+
+
+def with_batch(case: BenchmarkCase, batch: int) -> BenchmarkCase:
+    """The case with another number of rows. Raises UsageError if its state has no batch dimension."""
+    if not case.batch:
+        raise UsageError(f"--batch: the state of {case.name} has no batch dimension; leave one of them out")
+    return replace(case, batch=batch)
 
 
 def leaves_of(state: State) -> list[Tensor]:
@@ -116,7 +127,8 @@ _ALL = (
         "tiny",
         "spiral: y^3 through an MLP 2-50-2 (tanh), batch 20, 10 outputs in [0, 1] (torchdiffeq's ode_demo)",
         field=fields.Spiral,
-        state=lambda: 4 * torch.rand(20, 2) - 2,
+        state=lambda batch: 4 * torch.rand(batch, 2) - 2,
+        batch=20,
         times=_evenly_spaced(1.0, 10),
         tol=1e-5,
     ),
@@ -124,7 +136,8 @@ _ALL = (
         "mlp",
         "MLP 4-64-64-4 (tanh), batch 128, 50 outputs in [0, 5]",
         field=lambda: AutonomousField(4, units=64, layers=2, activation="tanh"),
-        state=lambda: torch.randn(128, 4),
+        state=lambda batch: torch.randn(batch, 4),
+        batch=128,
         times=_evenly_spaced(5.0, 50),
         tol=1e-5,
     ),
@@ -132,7 +145,8 @@ _ALL = (
         "mlp_silu",
         "MLP 4-64-64-4 (SiLU), batch 128, 50 outputs in [0, 5]",
         field=lambda: AutonomousField(4, units=64, layers=2, activation="silu"),
-        state=lambda: torch.randn(128, 4),
+        state=lambda batch: torch.randn(batch, 4),
+        batch=128,
         times=_evenly_spaced(5.0, 50),
         tol=1e-5,
     ),
@@ -140,7 +154,8 @@ _ALL = (
         "conv",
         "field of the MNIST ODE-Net, 64 x 6 x 6, batch 128, t in [0, 1]; other libraries solve the published code",
         field=lambda: fields.ConvField(64, 32),
-        state=lambda: torch.randn(128, 64, 6, 6),
+        state=lambda batch: torch.randn(batch, 64, 6, 6),
+        batch=128,
         times=(0.0, 1.0),
         tol=1e-3,
         published=fields.PublishedConvField,
@@ -153,7 +168,8 @@ _ALL = (
         "cnf",
         "continuous normalizing flow, 2-D, hypernetwork, exact trace, batch 512, t in [0, 10] (torchdiffeq's cnf)",
         field=fields.HypernetworkFlow,
-        state=lambda: (torch.randn(512, 2), torch.zeros(512, 1)),
+        state=lambda batch: (torch.randn(batch, 2), torch.zeros(batch, 1)),
+        batch=512,
         times=(0.0, 10.0),
         tol=1e-5,
         reference_tol=1e-9,
@@ -162,7 +178,8 @@ _ALL = (
         "robertson",
         "Robertson's reaction, stiff, (y1, 1e4 y2, y3), 9 outputs to t = 1e4, float64",
         field=fields.Robertson,
-        state=lambda: torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64),
+        state=lambda _: torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64),
+        batch=0,
         times=(0.0, *(10.0**e for e in (-2, -1, 0, 1, 2, 3, 3.5, 4))),
         tol=1e-6,
         methods=STIFF,
@@ -173,7 +190,8 @@ _ALL = (
         "vdp",
         "van der Pol's oscillator, mu = 1000, stiff, 11 outputs in [0, 1000], float64",
         field=lambda: fields.VanDerPol(1000.0),
-        state=lambda: torch.tensor([2.0, 0.0], dtype=torch.float64),
+        state=lambda _: torch.tensor([2.0, 0.0], dtype=torch.float64),
+        batch=0,
         times=_evenly_spaced(1000.0, 11),
         tol=1e-6,
         methods=STIFF,
@@ -184,7 +202,8 @@ _ALL = (
         "mixed",
         "64 van der Pol oscillators, mu from 0.1 to 30, 20 outputs in [0, 10], float64; also with per-sample steps",
         field=fields.Oscillators,
-        state=lambda: _oscillators(64),
+        state=_oscillators,
+        batch=64,
         times=_evenly_spaced(10.0, 20),
         tol=1e-5,
         per_sample=True,

@@ -203,6 +203,7 @@ def _row(
         "family": family,
         **dataclasses.asdict(run.config),
         "tol": tol,
+        "batch": problem.case.batch,
         "time_min_ms": 1e3 * min(seconds),
         "time_median_ms": 1e3 * statistics.median(seconds),
         "runs": len(seconds),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from odebench.bench.cases import CASES
 from odebench.bench.libraries import installed_version
 from odebench.console import aligned
 from odebench.errors import UsageError
@@ -102,10 +103,10 @@ def add_ratios(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def groups(rows: Sequence[dict[str, Any]]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
-    """Group rows whose times can be compared, by case, family and tolerance; rows keep their order."""
+    """Group rows whose times can be compared, by case, family, tolerance and batch; rows keep their order."""
     found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        found.setdefault((row["work"], row["family"], row["tol"]), []).append(row)
+        found.setdefault((row["work"], row["family"], row["tol"], row.get("batch")), []).append(row)
     return found
 
 
@@ -145,12 +146,16 @@ def _value(text: str) -> Any:
 
 def tables(rows: Sequence[dict[str, Any]], descriptions: Mapping[str, str]) -> Iterator[str]:
     """Yield one table for each group, below the description of its case. descriptions: case -> description."""
-    for (case, family, tol), group in groups(rows).items():
+    for (case, family, tol, batch), group in groups(rows).items():
         names = [name for name in COLUMNS if case in ONLY_FOR.get(name, (case,))]
         columns = [[COLUMNS[name][0], *(_cell(row, name) for row in group)] for name in names]
         columns = [column for column in columns if any(text != "-" for text in column[1:])]  # has numbers
         lines = aligned([*zip(*columns, strict=True)], numeric=range(NUM_WORDS, len(columns)))
-        yield "\n".join([f"{case}: {descriptions[case]}", f"{family}, tol {tol:g}", *lines])
+        yield "\n".join([f"{case}: {descriptions[case]}", f"{family}, tol {tol:g}{_size(case, batch)}", *lines])
+
+
+def _size(case: str, batch: int) -> str:
+    return "" if batch == CASES[case].batch else f", batch {batch}"
 
 
 def _cell(row: Row, name: str) -> str:
@@ -173,22 +178,23 @@ def save_figures(folder: Path, rows: Sequence[dict[str, Any]]) -> list[Path]:
 
     The figure shows the error against time and against NFE, with one line per library that connects its tolerances.
     """
-    figures: dict[tuple[str, str], dict[str, list[Row]]] = {}
+    figures: dict[tuple[str, str, int], dict[str, list[Row]]] = {}
     for row in rows:
         several = len({other["method"] for other in rows if other["work"] == row["work"]}) > 1
         words = [row["library"], row["variant"], "" if row["mode"] == "forward" else row["mode"]]
         label = " ".join(filter(None, [*words, row["method"] if several else ""]))
-        figures.setdefault((row["work"], row["family"]), {}).setdefault(label, []).append(row)
+        figures.setdefault((row["work"], row["family"], row["batch"]), {}).setdefault(label, []).append(row)
     written = []
-    for (case, family), by_label in figures.items():
+    for (case, family, batch), by_label in figures.items():
         if max(map(len, by_label.values())) < 2:
             continue
         error = "state_error" if family == "forward" else "parameter_gradient_error"
+        title = f"{case}{_size(case, batch)}, {family}"
         panels = []
         for x, costs in FIGURE_COSTS.items():
             lines = [work_precision_line(label, of_label, costs, error) for label, of_label in by_label.items()]
-            panels.append(Panel(f"{case}, {family}", x, FIGURE_ERRORS[error], lines, x_log=True, y_log=True))
-        written.append(folder / f"{case}_{family.replace(' ', '_')}.png")
+            panels.append(Panel(title, x, FIGURE_ERRORS[error], lines, x_log=True, y_log=True))
+        written.append(folder / f"{title.replace(', ', '_').replace(' ', '_')}.png")
         comparison_figure(panels).savefig(written[-1], dpi=150)
     return written
 

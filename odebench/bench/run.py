@@ -11,7 +11,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from odebench.bench import report
-from odebench.bench.cases import CASE_GROUPS, CASES, DEFAULT_CASES
+from odebench.bench.cases import CASE_GROUPS, CASES, DEFAULT_CASES, with_batch
 from odebench.bench.comparison import BenchmarkPlan, BenchmarkResults, measure_all
 from odebench.bench.libraries import LIBRARIES, MODES, OTHER_LIBRARIES
 from odebench.config.schema.training import MAX_THREADS
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 DEFAULT_MODES = ("forward", "backprop", "checkpoint", "adjoint")
 # No tolerance is below the accuracy of single precision.
 WORK_PRECISION_TOLS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+MAX_BATCH = 1_000_000
 
 
 def make_plan(
@@ -31,6 +32,7 @@ def make_plan(
     libraries: str | None = None,
     methods: str | None = None,
     tol: str | None = None,
+    batch: str | None = None,
     repeats: int = 10,
     compiled: bool = False,
     work_precision: bool = False,
@@ -45,9 +47,12 @@ def make_plan(
     tols = _tolerances(tol) if tol is not None else WORK_PRECISION_TOLS if work_precision else None
     if repeats < 1:
         raise UsageError(f"--repeats must be 1 or more, got {repeats}")
+    chosen = [CASES[name] for name in names]
+    if batch is not None:
+        chosen = [with_batch(case, size) for case in chosen for size in _batches(batch)]
     others = () if libraries == "none" else _names("--peers", "library", libraries, OTHER_LIBRARIES, OTHER_LIBRARIES)
     return BenchmarkPlan(
-        cases=tuple(CASES[name] for name in names),
+        cases=tuple(chosen),
         modes=_names("--modes", "mode", modes, MODES, DEFAULT_MODES),
         libraries=("odebench", *others),
         methods=_names("--methods", "method", methods, known_methods, ()) or None,
@@ -68,6 +73,13 @@ def _names(option: str, kind: str, text: str | None, known: Iterable[str], defau
             plural = {"library": "libraries", "method": "solvers"}.get(kind, f"{kind}s")
             raise unknown_name(kind, word, known, plural)
     return words
+
+
+def _batches(text: str) -> tuple[int, ...]:
+    words = tuple(dict.fromkeys(split_names("--batch", text)))
+    if not all(word.isdecimal() and 1 <= int(word) <= MAX_BATCH for word in words):
+        raise UsageError(f"--batch {text}: must be 1 to {MAX_BATCH:,}, or several such numbers, such as 1,4096")
+    return tuple(map(int, words))
 
 
 def _tolerances(text: str) -> tuple[float, ...]:
@@ -103,7 +115,8 @@ def run_bench(plan: BenchmarkPlan, output: Path | None, threads: int | None, com
         for case in measure_all(plan, results, on_progress):
             report.add_ratios(results.rows)
             report.write(folder, machine_info, results.rows, results.left_out)
-            for table in report.tables([row for row in results.rows if row["work"] == case.name], descriptions):
+            rows = [row for row in results.rows if (row["work"], row["batch"]) == (case.name, case.batch)]
+            for table in report.tables(rows, descriptions):
                 tqdm.write(f"\n{table}")  # above the bar
                 sys.stdout.flush()
             advance()

@@ -41,6 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peers", metavar="A,B", help="other libraries, or none; by default all installed")
     parser.add_argument("--methods", metavar="A,B", help="solvers; by default each case's own")
     parser.add_argument("--tol", metavar="X,Y", help="tolerances (rtol and atol); by default each case's own")
+    parser.add_argument("--batch", metavar="N,M", help="numbers of rows of the state; by default each case's own")
     parser.add_argument(
         "--repeats", metavar="N", type=whole_number, default=10, help="timed runs of each solve; by default 10"
     )
@@ -62,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.peers,
         arguments.methods,
         arguments.tol,
+        arguments.batch,
         arguments.repeats,
         arguments.compile,
         arguments.work_precision,

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from odebench.bench.cases import CASE_GROUPS, CASES, DEFAULT_CASES, build_problem, leaves_of
+from odebench.bench.cases import CASE_GROUPS, CASES, DEFAULT_CASES, build_problem, leaves_of, with_batch
 from odebench.cli.bench import HELP
+from odebench.errors import UsageError
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -19,6 +20,15 @@ def test_a_case_is_the_same_at_every_call_and_its_field_fits_its_state(name):
     rate = leaves_of(first.field(first.times[0], first.state))
     assert [(x.shape, x.dtype) for x in rate] == [(x.shape, x.dtype) for x in leaves_of(first.state)]
     assert all(x.dtype == first.times.dtype for x in rate)
+
+
+def test_a_case_has_another_number_of_rows():
+    for name in ("tiny", "conv", "cnf", "mixed"):
+        problem = build_problem(with_batch(CASES[name], 3))
+        assert {len(leaf) for leaf in leaves_of(problem.state)} == {3}
+        assert {len(leaf) for leaf in leaves_of(problem.field(problem.times[0], problem.state))} == {3}
+    with pytest.raises(UsageError, match="the state of vdp has no batch dimension"):
+        with_batch(CASES["vdp"], 3)
 
 
 def test_the_published_field_is_the_same_function_of_the_same_parameters():

@@ -18,6 +18,7 @@ def row(library, time_ms, **changes):
         "mode": "forward",
         "method": "dopri5",
         "tol": 1e-5,
+        "batch": 20,
         "time_min_ms": time_ms,
         "time_median_ms": 2 * time_ms,
         "runs": 3,
@@ -81,6 +82,15 @@ def test_a_table_shows_errors_beside_times_and_drops_empty_columns():
     assert "4 + 1" in first
     assert "26 + 35" in second
     assert {"1,234", "-"} <= set(second.split())
+
+
+def test_batches_are_compared_apart():
+    rows = [row(name, time, batch=batch) for batch in (20, 1) for name, time in (("odebench", 2.0), ("scipy", 6.0))]
+    rows[-1]["time_min_ms"] = 8.0
+    report.add_ratios(rows)
+    assert [r["ratio_min"] for r in rows] == [3, 1, 4, 1]
+    families = [table.splitlines()[1] for table in report.tables(rows, {"tiny": "a spiral"})]
+    assert families == ["forward, tol 1e-05", "forward, tol 1e-05, batch 1"]
 
 
 def test_results_need_an_empty_folder(tmp_path, monkeypatch):

@@ -26,6 +26,8 @@ from odebench.cli import main
         (["tiny", "--methods", "dopri55"], "unknown method dopri55; did you mean dopri5?"),
         (["tiny", "--tol", "abc"], "--tol abc: must be numbers, such as 1e-3 or 1e-3,1e-5"),
         (["tiny", "--tol", "1e-3,5"], "--tol 1e-3,5: a tolerance must lie between 0 and 1"),
+        (["tiny", "--batch", "1,x"], "--batch 1,x: must be 1 to 1,000,000, or several such numbers, such as 1,4096"),
+        (["tiny", "vdp", "--batch", "2"], "--batch: the state of vdp has no batch dimension; leave one of them out"),
         (["tiny", "--modes", ","], "--modes needs a name, or several names separated by commas"),
         (["tiny", "--repeats", "0"], "--repeats must be 1 or more, got 0"),
         (["tiny", "--threads", "0"], "--threads must be 1 to 1,024, got 0"),
@@ -52,6 +54,7 @@ def test_a_plan_has_defaults_and_takes_names_in_order():
     assert [case.name for case in plan.cases] == ["vdp", "robertson"]
     assert (plan.modes, plan.libraries, plan.methods) == (("adjoint",), ("odebench", "scipy"), ("radau",))
     assert (plan.tols, plan.named) == (WORK_PRECISION_TOLS, True)
+    assert [case.batch for case in make_plan(["tiny", "cnf"], batch="1,7").cases] == [1, 7, 1, 7]
     assert make_plan([], libraries="none").libraries == ("odebench",)
 
 
