@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,11 +33,11 @@ class StateLayout:
     autocast: the dtype of the caller's autocast, which applies to f; None if autocast is off.
     """
 
-    structure: pytree.TreeSpec
+    structure: pytree.TreeSpec = field(hash=False)  # older torch cannot hash it
     shapes: tuple[torch.Size, ...]
     sizes: tuple[int, ...]
     dtype: torch.dtype
-    args_structure: pytree.TreeSpec
+    args_structure: pytree.TreeSpec = field(hash=False)
     constants: tuple[tuple[str, Any], ...]
     autocast: torch.dtype | None
 
