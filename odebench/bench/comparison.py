@@ -20,8 +20,8 @@ import torch
 from odebench.bench import measure
 from odebench.bench.cases import BenchmarkCase, CaseProblem, build_problem
 from odebench.bench.diffrax_client import DiffraxClient
-from odebench.bench.libraries import FORWARD, LIBRARIES, MODE_FAMILIES, installed_version
-from odebench.bench.preparation import LibraryConfig, PreparedRun, prepare, prepare_diffrax
+from odebench.bench.libraries import COMPILED, FORWARD, LIBRARIES, MODE_FAMILIES, installed_version
+from odebench.bench.preparation import LibraryConfig, PreparedRun, RanEagerlyError, prepare, prepare_diffrax
 from odebench.bench.reference import ReferenceSolution, relative_error, solve_reference
 
 ProgressCallback = Callable[[str], None]
@@ -35,6 +35,7 @@ class BenchmarkPlan:
     methods, tols: those to use; None uses those of each case.
     named: whether the user named the libraries.
     limit_s: the time limit for the timed runs of one library, method, mode and variant.
+    compiled: the variants of odebench among ``libraries.COMPILED`` to run.
     """
 
     cases: tuple[BenchmarkCase, ...]
@@ -45,7 +46,7 @@ class BenchmarkPlan:
     named: bool = False
     repeats: int = 10
     limit_s: float = 2.0
-    compiled: bool = False
+    compiled: tuple[str, ...] = ()
 
 
 @dataclass
@@ -53,15 +54,20 @@ class BenchmarkResults:
     """The results: one row per library, method, mode and variant.
 
     left_out: a line for each that was not measured, with the reason.
+    ran_eagerly: those of these lines that are about compiled solves that ran eagerly.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    ran_eagerly: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class _CaseContext:
-    """A problem, its reference solution and the process that runs diffrax, with what all cases share."""
+    """A problem, its reference solution and the process that runs diffrax, with what all cases share.
+
+    eager_variants: the compiled variants that ran eagerly.
+    """
 
     problem: CaseProblem
     reference: ReferenceSolution
@@ -69,6 +75,7 @@ class _CaseContext:
     plan: BenchmarkPlan
     results: BenchmarkResults
     on_progress: ProgressCallback
+    eager_variants: set[str] = field(default_factory=set)
 
 
 def measure_all(
@@ -110,8 +117,8 @@ def _library_configs(
     for name in names:
         library = LIBRARIES[name]
         variants = [*library.variants]
-        if name == "odebench" and plan.compiled:
-            variants.append(("compiled", ""))
+        if name == "odebench":
+            variants += [(variant, "") for variant in plan.compiled]
         if case.per_sample and name in ("odebench", "torchode"):
             variants.append(("per_sample", ""))
         for method, mode in itertools.product(plan.methods or case.methods, modes):
@@ -133,6 +140,9 @@ def _measure_family(context: _CaseContext, family: str, tol: float, configs: lis
     runs: list[PreparedRun] = []
     for config in configs:
         name = f"{case}, {config.mode}, tol {tol:g}: {config.label} {config.method}"
+        if config.variant in context.eager_variants:  # the warning comes once, also for graphs that modes share
+            context.results.left_out.append(f"{name}: another mode ran eagerly")
+            continue
         context.on_progress(name)
         try:
             if config.library == "diffrax":
@@ -143,6 +153,9 @@ def _measure_family(context: _CaseContext, family: str, tol: float, configs: lis
         except Exception as error:  # the report names every error of a library
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             context.results.left_out.append(f"{name}: {reason}")
+            if isinstance(error, RanEagerlyError):
+                context.results.ran_eagerly.append(context.results.left_out[-1])
+                context.eager_variants.add(config.variant)
     if not runs:
         return
     timers = {str(number): run.seconds for number, run in enumerate(runs)}
@@ -153,16 +166,23 @@ def _measure_family(context: _CaseContext, family: str, tol: float, configs: lis
         times = measure.interleave(timers, context.plan.repeats, context.plan.limit_s)
     for number, run in enumerate(runs):
         costs, field_name = run.costs, _field_name(context.problem, run.config)
-        field_s = measure.field_seconds(times, field_name, costs.nfe_forward, costs.nfe_backward)
+        field_s = None
+        if field_name:
+            field_s = measure.field_seconds(times, field_name, costs.nfe_forward, costs.nfe_backward)
         context.results.rows.append(_row(context, family, tol, run, times[str(number)], field_s))
 
 
 def _field_name(problem: CaseProblem, config: LibraryConfig) -> str:
-    """The name of the implementation of the vector field that the library solves."""
+    """The name of the implementation of the vector field that the library solves.
+
+    It is "" if the field cannot be timed alone: a compiled solve does not call it from Python.
+    """
     if config.library == "diffrax":
         return "diffrax"
     if config.variant == "compiled":
         return "ours compiled"
+    if config.variant in COMPILED:
+        return ""
     return "ours" if config.library == "odebench" or problem.published is problem.field else "published"
 
 
@@ -172,7 +192,7 @@ def _field_timers(context: _CaseContext, runs: list[PreparedRun], gradient: bool
     fields = {"ours": problem.field, "ours compiled": problem.field, "published": problem.published}
     kinds = (measure.FIELD_ONLY, measure.VJPS_TOGETHER, measure.VJP_EACH) if gradient else (measure.FIELD_ONLY,)
     timers: dict[str, Callable[[], float]] = {}
-    for name, kind in itertools.product({_field_name(problem, run.config) for run in runs}, kinds):
+    for name, kind in itertools.product({_field_name(problem, run.config) for run in runs} - {""}, kinds):
         if name == "diffrax":
             assert client is not None
             timers[f"{name} {kind}"] = functools.partial(client.field_seconds, kind != measure.FIELD_ONLY)
@@ -189,9 +209,9 @@ def _field_timers(context: _CaseContext, runs: list[PreparedRun], gradient: bool
 
 
 def _row(
-    context: _CaseContext, family: str, tol: float, run: PreparedRun, seconds: list[float], field_s: float
+    context: _CaseContext, family: str, tol: float, run: PreparedRun, seconds: list[float], field_s: float | None
 ) -> dict[str, Any]:
-    """Make one row of results.csv. seconds: the times of all runs; field_s: the time of the field alone."""
+    """Make one row of results.csv. seconds: the times of all runs; field_s: the time of the field alone, if known."""
     problem, reference, output = context.problem, context.reference, run.output
     num_parameters = len(problem.parameters)
     errors: list[float | None] = [None, None]
@@ -207,7 +227,7 @@ def _row(
         "time_min_ms": 1e3 * min(seconds),
         "time_median_ms": 1e3 * statistics.median(seconds),
         "runs": len(seconds),
-        "bare_ms": 1e3 * field_s,
+        "bare_ms": None if field_s is None else 1e3 * field_s,
         "state_error": relative_error(output.states, reference.states),
         "parameter_gradient_error": errors[0],
         "state_gradient_error": errors[1],

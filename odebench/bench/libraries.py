@@ -30,6 +30,13 @@ MODE_FAMILIES = {
 MODES = tuple(mode for modes in MODE_FAMILIES.values() for mode in modes)
 
 
+# Variant of odebench -> its arguments for ``ode.solve``.
+COMPILED: dict[str, dict[str, Any]] = {
+    "compiled": {"compile": "step"},
+    "compiled_solve": {"compile": "solve"},
+}
+
+
 class StepCounts(NamedTuple):
     """The numbers of steps of a forward solve; with per-sample stepping the sums over the rows."""
 
@@ -78,7 +85,7 @@ class Library:
 
 
 def solve_with_odebench(request: SolveRequest) -> SolveFunction:
-    """Solve with ``odebench.ode.solve``; its variants are "compiled" and "per_sample"."""
+    """Solve with ``odebench.ode.solve``; its variants are those of ``COMPILED``, and "per_sample"."""
 
     def solve(y0: State) -> tuple[State, StepCounts]:
         solution = ode.solve(
@@ -91,7 +98,7 @@ def solve_with_odebench(request: SolveRequest) -> SolveFunction:
             controller="integral",
             stepping="per_sample" if request.variant == "per_sample" else "shared",
             gradient="backprop" if request.mode == FORWARD else request.mode,
-            compile=request.variant == "compiled",
+            **COMPILED.get(request.variant, {}),
         )
         return solution.y, StepCounts(solution.stats.accepted, solution.stats.rejected)
 

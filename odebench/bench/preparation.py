@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +13,16 @@ from torch import Tensor, nn
 from odebench.bench import measure
 from odebench.bench.cases import CaseProblem, State, leaves_of, like_state, loss
 from odebench.bench.diffrax_client import DiffraxClient
-from odebench.bench.libraries import FORWARD, LIBRARIES, SolveFunction, SolveRequest, StepCounts
+from odebench.bench.libraries import COMPILED, FORWARD, LIBRARIES, SolveFunction, SolveRequest, StepCounts
 from odebench.ode.methods import METHODS, Tableau
 from odebench.record.profiling import measure_step
 
 # A solve with more evaluations than this is stopped.
 MAX_EVALUATIONS = 50_000
+
+
+class RanEagerlyError(RuntimeError):
+    """torch could not compile a solve, so it ran eagerly. The message is the solver's warning."""
 
 
 @dataclass(frozen=True)
@@ -80,22 +85,25 @@ class PreparedRun:
 def prepare(problem: CaseProblem, config: LibraryConfig, tol: float) -> PreparedRun:
     """Count evaluations and steps, measure memory and warm up.
 
-    Raises what the library raises, or measure.TooManyEvaluations.
+    Raises what the library raises, measure.TooManyEvaluations, or RanEagerlyError.
     """
     library = LIBRARIES[config.library]
     vector_field = problem.field if config.library == "odebench" else problem.published
     run = functools.partial(_run, problem, config.mode, _make_solve(problem, config, vector_field, tol))
     # Evaluations in compiled code cannot be counted; there are as many as in eager code. (A compiled adjoint, which
     # keeps no stage, evaluates once more for each step of an interval after the first.)
-    eager = dataclasses.replace(config, variant="") if config.variant == "compiled" else config
+    eager = dataclasses.replace(config, variant="") if config.variant in COMPILED else config
     outputs: list[RunOutput] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         costs = _count(problem, eager, measure.CountingField(vector_field, MAX_EVALUATIONS), tol)
         if library.torch_memory and config is eager:
             costs.peak_mib = measure_step(lambda: outputs.append(run()), "cpu")["memory/peak_mib"]
         else:
             outputs.append(run())
+    for text in (str(warning.message) for warning in caught):
+        if re.match("compile=.* has no effect", text):
+            raise RanEagerlyError(text.splitlines()[0])
     if config is not eager:
         costs.operations_per_step = costs.synchronisations_per_step = None
     return PreparedRun(config, outputs[0], costs, measure.timed(run))

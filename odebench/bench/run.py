@@ -15,12 +15,14 @@ from odebench.bench.cases import CASE_GROUPS, CASES, DEFAULT_CASES, with_batch
 from odebench.bench.comparison import BenchmarkPlan, BenchmarkResults, measure_all
 from odebench.bench.libraries import LIBRARIES, MODES, OTHER_LIBRARIES
 from odebench.config.schema.training import MAX_THREADS
-from odebench.errors import UsageError, split_names, unknown_name
+from odebench.errors import DONE, FAILED, UsageError, split_names, unknown_name
 from odebench.training.environment import keep_freed_memory
 
 log = logging.getLogger(__name__)
 
 DEFAULT_MODES = ("forward", "backprop", "checkpoint", "adjoint")
+# Value of --compile -> variant.
+COMPILE = {"step": "compiled", "solve": "compiled_solve"}
 # No tolerance is below the accuracy of single precision.
 WORK_PRECISION_TOLS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 MAX_BATCH = 1_000_000
@@ -34,7 +36,7 @@ def make_plan(
     tol: str | None = None,
     batch: str | None = None,
     repeats: int = 10,
-    compiled: bool = False,
+    compiled: str | None = None,
     work_precision: bool = False,
 ) -> BenchmarkPlan:
     """Make a plan from comma-separated names. Raises UsageError for an unknown name or an invalid number."""
@@ -59,7 +61,7 @@ def make_plan(
         tols=tols,
         named=libraries is not None,
         repeats=repeats,
-        compiled=compiled,
+        compiled=tuple(COMPILE[name] for name in _names("--compile", "compilation", compiled, COMPILE, ())),
     )
 
 
@@ -121,13 +123,22 @@ def run_bench(plan: BenchmarkPlan, output: Path | None, threads: int | None, com
                 sys.stdout.flush()
             advance()
     report.write(folder, machine_info, results.rows, results.left_out)
+    return _finish(folder, results)
+
+
+def _finish(folder: Path, results: BenchmarkResults) -> int:
+    """Print what was measured; return 1 if nothing was, or if a solve ran eagerly that should have been compiled."""
     print(f"\n{report.LEGEND}" if results.rows else "nothing was measured: no library has these modes and methods")
     if results.left_out:
         print("\nleft out:", *results.left_out, sep="\n  ")
     figures = report.save_figures(folder, results.rows)
     files = (report.JSON, report.CSV) if results.rows else (report.JSON,)
     print("\nwritten:", *(folder / name for name in files), *figures, sep="\n  ")
-    return 0 if results.rows else 1
+    if results.ran_eagerly:
+        number, first = len(results.ran_eagerly), results.ran_eagerly[0]
+        print(f"odebench bench: {number} compiled solves ran eagerly, the first is {first}", file=sys.stderr)
+        return FAILED
+    return DONE if results.rows else FAILED
 
 
 @contextmanager

@@ -31,7 +31,8 @@ examples:
   odebench bench conv --threads 1 --repeats 30 --output results/conv
   odebench bench stiff --modes forward                    Robertson and van der Pol, by the implicit methods
   odebench bench mlp --work-precision --methods dopri5    figures of error against time and evaluations
-  odebench bench mlp --compile --peers none               compiled and eager, no other library"""
+  odebench bench mlp --compile --peers none               compiled and eager, no other library
+  odebench bench tiny cnf --compile solve --batch 1,4096  compiled solves, two numbers of rows"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -48,7 +49,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", metavar="N", type=whole_number, help="threads of PyTorch and JAX; by default PyTorch's own"
     )
-    parser.add_argument("--compile", action="store_true", help="also time compiled steps")
+    parser.add_argument(
+        "--compile",
+        metavar="A,B",
+        nargs="?",
+        const="step,solve",
+        help="also time compiled steps (step), solves (solve)",
+    )
     parser.add_argument("--output", metavar="DIR", type=Path, help="a new or empty folder")
     parser.add_argument("--work-precision", action="store_true", help="use several tolerances, and draw figures")
 

@@ -9,8 +9,10 @@ from torch import nn
 from odebench.bench.cases import DEFAULT_CASES
 from odebench.bench.comparison import BenchmarkResults, measure_all
 from odebench.bench.fields import Spiral
-from odebench.bench.run import WORK_PRECISION_TOLS, make_plan
+from odebench.bench.libraries import COMPILED
+from odebench.bench.run import COMPILE, WORK_PRECISION_TOLS, make_plan
 from odebench.cli import main
+from odebench.cli.command import build_parser
 
 
 @pytest.mark.parametrize(
@@ -26,6 +28,7 @@ from odebench.cli import main
         (["tiny", "--methods", "dopri55"], "unknown method dopri55; did you mean dopri5?"),
         (["tiny", "--tol", "abc"], "--tol abc: must be numbers, such as 1e-3 or 1e-3,1e-5"),
         (["tiny", "--tol", "1e-3,5"], "--tol 1e-3,5: a tolerance must lie between 0 and 1"),
+        (["tiny", "--compile", "solv"], "unknown compilation solv; did you mean solve? (compilations: step, solve"),
         (["tiny", "--batch", "1,x"], "--batch 1,x: must be 1 to 1,000,000, or several such numbers, such as 1,4096"),
         (["tiny", "vdp", "--batch", "2"], "--batch: the state of vdp has no batch dimension; leave one of them out"),
         (["tiny", "--modes", ","], "--modes needs a name, or several names separated by commas"),
@@ -87,8 +90,45 @@ def test_compiled_steps_are_compared_with_the_time_of_the_compiled_field(monkeyp
     fields = []
     monkeypatch.setattr(torch, "compile", lambda f, **_: fields.append(f) or f if isinstance(f, nn.Module) else f)
     results = BenchmarkResults()
-    plan = make_plan(["tiny"], modes="forward", libraries="none", tol="1e-3", repeats=1, compiled=True)
+    plan = make_plan(["tiny"], modes="forward", libraries="none", tol="1e-3", repeats=1, compiled="step")
     list(measure_all(plan, results, lambda text: None))
     assert [type(field) for field in fields] == [Spiral]
     assert [row["variant"] for row in results.rows] == ["", "compiled"]
     assert all(row["bare_ms"] > 0 for row in results.rows)
+
+
+def test_a_compiled_solve_has_its_own_row(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    results = BenchmarkResults()
+    plan = make_plan(["tiny"], modes="backprop", libraries="none", tol="1e-3", batch="3", repeats=1, compiled="solve")
+    list(measure_all(plan, results, lambda text: None))
+    eager, compiled = results.rows
+    assert (eager["variant"], compiled["variant"], compiled["batch"]) == ("", "compiled_solve", 3)
+    assert eager["bare_ms"] > 0
+    assert compiled["bare_ms"] is None
+    for name in ("nfe_forward", "accepted", "rejected"):
+        assert compiled[name] == eager[name]
+    for name in ("state_error", "parameter_gradient_error"):
+        assert compiled[name] == pytest.approx(eager[name], rel=1e-2)
+
+
+def test_a_bench_whose_compiled_solves_ran_eagerly_fails(monkeypatch, tmp_path, capsys):
+    def fail(*arguments, **options):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    words = ["tiny", "--peers", "none", "--modes", "forward,backprop", "--repeats", "1", "--tol", "1e-3"]
+    assert main(["bench", *words, "--compile", "solve", "--output", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "odebench bench: 1 compiled solves ran eagerly, the first is tiny, forward, tol 0.001: odebench compiled_solve "
+        "dopri5: compile='solve' has no effect on this solve: torch cannot compile it: no C++ compiler"
+    )
+    content = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [row["variant"] for row in content["rows"]] == ["", ""]
+    assert content["left_out"][1].endswith("another mode ran eagerly")
+
+
+def test_the_option_compile_without_a_value_chooses_all_variants():
+    arguments = build_parser().parse_args(["bench", "mlp", "--compile"])
+    assert arguments.compile.split(",") == list(COMPILE)
+    assert tuple(COMPILE.values()) == tuple(COMPILED)
