@@ -5,92 +5,22 @@ Most tests run the compiled loops as plain Python, which takes milliseconds inst
 
 import logging
 import math
-import shutil
 import sys
 import warnings
 
 import pytest
 import torch
+from compiled_solves import Network, assert_equal, both, needs_compiler, start
 from torch import nn
 
 from odebench.ode import METHODS, Status, Tableau, solve
 from odebench.ode.compiled import run as compiled_run
 
 ADAPTIVE = [name for name, method in METHODS.items() if isinstance(method, Tableau) and method.adaptive]
-needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler (Debian: apt-get install g++)")
 # Warnings of torch while its compiler starts.
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning:torch"
 )
-torch_compile = torch.compile
-
-
-@pytest.fixture
-def uncompiled(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-
-
-@pytest.fixture
-def captured(monkeypatch):
-    """Capture the graphs like a compiled solve, and run them without a C++ compiler."""
-    monkeypatch.setattr(
-        torch, "compile", lambda f, **_: torch_compile(f, fullgraph=True, dynamic=False, backend="eager")
-    )
-
-
-class Network(nn.Module):
-    def __init__(self, dtype=torch.float64):
-        super().__init__()
-        torch.manual_seed(0)
-        self.net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2)).to(dtype)
-        self.unused = nn.Parameter(torch.zeros(2))
-
-    def forward(self, t, y, scale):
-        return self.net(y) * scale * torch.cos(3 * t)
-
-
-def both(f, y0, times, args=(), inputs=(), **options):
-    """Two (solution, gradients of y0, args and inputs): eager and compiled."""
-    results, inputs = [], [*inputs]
-    for compile in (False, "solve"):
-        solution = solve(f, y0, times, args=args, compile=compile, throw=False, **options)
-        leaves = [x for x in (*torch.utils._pytree.tree_leaves((y0, args)), *inputs) if isinstance(x, torch.Tensor)]
-        leaves = [x for x in leaves if x.requires_grad]
-        gradients = ()
-        if leaves:
-            reached = solution.outcome.reached
-            loss = sum(x[:reached].square().sum() for x in torch.utils._pytree.tree_leaves(solution.y))
-            gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
-        results.append((solution, gradients))
-    return results
-
-
-def assert_equal(eager, compiled, tolerance=1e-9):
-    (theirs, their_gradients), (ours, our_gradients) = eager, compiled
-    close = {"rtol": tolerance, "atol": tolerance, "equal_nan": True}
-    torch.testing.assert_close(ours.y, theirs.y, **close)
-    for one, other in zip(our_gradients, their_gradients, strict=True):
-        assert (one is None) == (other is None) or theirs.outcome.reached == 1
-        if one is not None and other is not None:
-            torch.testing.assert_close(one, other, **close)
-    a, b = ours.stats, theirs.stats
-    assert (a.nfe, a.accepted, a.rejected, a.start) == (b.nfe, b.accepted, b.rejected, b.start)
-    # The error is a difference of nearly equal numbers.
-    loose = {"rel": 1e5 * tolerance, "abs": 1e5 * tolerance, "nan_ok": True}
-    assert a.step_sizes == pytest.approx(b.step_sizes, **loose)
-    assert a.error_ratios == pytest.approx(b.error_ratios, **loose)
-    for one, other in ((a.warm_step, b.warm_step), (a.stiffness, b.stiffness)):
-        if one is not other and theirs.status is Status.success:
-            assert one == pytest.approx(other, **loose)
-    one, other = ours.outcome, theirs.outcome
-    assert (one.status, one.reached, one.attempted) == (other.status, other.reached, other.attempted)
-    ends = [(x.time, x.step_size, x.error_ratio) for x in (one, other)]
-    assert ends[0] == pytest.approx(ends[1], **loose)
-
-
-def start(requires_grad=True, dtype=torch.float64):
-    y0 = torch.linspace(-1, 1, 6, dtype=dtype).reshape(3, 2).requires_grad_(requires_grad)
-    return y0, torch.tensor(1.5, dtype=dtype, requires_grad=requires_grad)
 
 
 @pytest.mark.parametrize("times", [(0.0, 2.0), (0.0, 0.1, 0.15, 1.0, 2.0), (2.0, 1.5, 0.0)], ids=["ends", "in", "back"])
