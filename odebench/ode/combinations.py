@@ -112,7 +112,7 @@ def _of_compiled_solve(c: Combination) -> Conflict | None:
     if c.checkpoints is not None:
         reason = "the whole solve stores every step"
         return Conflict(("compile", "checkpoints"), reason, "leave checkpoints out, or choose compile=step")
-    for argument in ("fixed", "event", "dense", "jump_t", "step_t", "group", "tensor_tolerance"):
+    for argument in ("fixed", "event", "dense", "group", "tensor_tolerance"):
         if getattr(c, argument):
             blamed = {"fixed": "steps", "tensor_tolerance": "rtol"}.get(argument, argument)
             reason = f"the whole solve has no {_WORDS.get(argument, argument)}"

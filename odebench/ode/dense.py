@@ -29,14 +29,14 @@ def evaluate_weights(weights: PolynomialWeights, thetas: Sequence[float], like: 
 
     like: a tensor with the dtype and device of the result.
     """
-    table = _weights_by_power(weights)
+    table = weights_by_power(weights)
     theta = torch.tensor(thetas, dtype=table.dtype, device=table.device)
     powers = theta.unsqueeze(1).expand(-1, len(table)).cumprod(1)
     return (powers @ table).to(like.device, like.dtype, non_blocking=True)
 
 
 @functools.lru_cache(maxsize=64)
-def _weights_by_power(weights: PolynomialWeights) -> Tensor:
+def weights_by_power(weights: PolynomialWeights) -> Tensor:
     """Return the weights as a tensor with one row for each power of theta, in float64 on the host."""
     with torch.inference_mode(False):
         columns = tuple(itertools.zip_longest(*weights, fillvalue=0.0))

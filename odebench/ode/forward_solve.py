@@ -36,9 +36,10 @@ class ForwardSolve:
         if plan.compile == "solve":
             nfe = problem.stats.nfe
             try:
-                return run_compiled(problem, plan, f).result
+                problem.stats.nfe -= f is not None  # the graph evaluates f again
+                return run_compiled(problem, plan).result
             except NotCompiledError:
-                problem.stats.nfe = nfe  # without evaluations of this attempt
+                problem.stats.nfe = nfe
                 plan = replace(plan, compile=False)
         return integrate(
             field or problem,

@@ -145,7 +145,7 @@ def solve(
 def prepare(problem: InitialValueProblem, plan: SolvePlan, mode: GradientMode, detector: EventDetector | None) -> None:
     """Check a solve before it starts, and give the problem's y0 the gradient with respect to the first time."""
     check_combination(problem, plan, mode, detector is not None)
-    problem.checks_first = plan.compile == "solve" and plan.first_step is not None
+    problem.checks_first = plan.compile == "solve"
     if transform_active():
         _check_transforms(problem, plan, mode)
     if not needs_derivative(problem.t) or (mode.name == "backprop" and grid_moves(problem, plan, detector)):

@@ -105,6 +105,26 @@ def test_without_a_gradient(uncompiled):
     assert_equal(*both(lambda t, y: -y, y0[:0], (0.0, 1.0, 2.0)))
 
 
+@pytest.mark.parametrize("times", [(0.0, 2.0), (2.0, 1.9, 1.5, 0.0)], ids=["ends", "inside"])
+@pytest.mark.parametrize("method", ["dopri5", "adaptive_heun", "vern7"])
+@pytest.mark.parametrize(
+    "stops",
+    [
+        pytest.param({"step_t": [0.25, 1.5, 7.0]}, id="step_t"),
+        pytest.param({"jump_t": [0.3, 1.0, 2.0]}, id="jump_t"),
+        pytest.param({"step_t": [0.6], "jump_t": [1.0], "max_steps": 20, "rtol": 1e-7, "controller": "pi"}, id="few"),
+    ],
+)
+def test_times_that_a_step_must_end_at(uncompiled, stops, method, times):
+    class Jumping(Network):
+        def forward(self, t, y, scale):
+            return super().forward(t, y, scale) * torch.where(t < 1.0, 1.0, -2.0)
+
+    field, (y0, scale) = Jumping(), start()
+    options = {"method": method, "rtol": 1e-4, **stops}
+    assert_equal(*both(field, y0, times, (scale,), field.parameters(), **options))
+
+
 def test_large_states_have_few_rows(uncompiled, monkeypatch):
     monkeypatch.setattr(compiled_run, "BUFFER_BYTES", 1000)
     compiled_run._compiled_solve.cache_clear()

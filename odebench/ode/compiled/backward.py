@@ -6,46 +6,60 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
-from odebench.ode.compiled.field import FieldModule, rate_of_inputs
+from odebench.ode.compiled.field import Field, FieldModule, rate_of_inputs
 from odebench.ode.compiled.forward import LoopStages
 from odebench.ode.compiled.graph import loop
 from odebench.ode.methods.compiled_step import weighted_sum
 from odebench.ode.methods.tableau import Tableau
-from odebench.ode.problem import StateLayout
 
 
 def make_backward(
-    module: FieldModule,
-    layout: StateLayout,
-    method: Tableau,
-    inner: bool,
-    names: tuple[str, ...],
-    arg_idx: tuple[int, ...],
+    field: Field, module: FieldModule, method: Tableau, inner: bool, names: tuple[str, ...], arg_idx: tuple[int, ...]
 ) -> Callable[..., tuple[Tensor, ...]]:
-    """The function ``backward`` below. inner: as in ``make_forward``; names: of the parameters and arg_idx: the
-    positions of the arguments that get gradients."""
-    stages = LoopStages.of(method, inner)
+    """The function ``backward`` below.
+
+    module: f as a module. inner: as in ``make_forward``. names: of the parameters and arg_idx: the positions of the
+    arguments that get gradients.
+    """
+    stages, layout = LoopStages.of(method, inner), field.layout
     _ = layout.is_tensor, layout.is_tuple, layout.view_shape
 
     def backward(
         n: Tensor,
+        span: Tensor,
+        times: Tensor,
+        grad_states: Tensor,
         grad_y: Tensor,
-        grad_k: Tensor,
+        output_weights: list[Tensor],
         steps: Tensor,
         kept: Tensor,
-        grad_kept: Tensor | None,
         parameters: list[Tensor],
         args: list[Tensor],
     ) -> tuple[Tensor, ...]:
-        """The gradients of y and f at the start of the first of n stored steps, then of the parameters and arguments.
+        """The gradients of y at the start of the first of n stored steps, then of the parameters and arguments.
 
-        n: int64. grad_y, grad_k: those of y and f [N] at the end of the last step.
-        steps, kept: as stored by ``solve``. grad_kept: like kept, the gradients from outputs inside the steps.
+        n: int64. span [2]: the times where the steps start and end. times [T], steps, kept: of ``solve``.
+        grad_states [T, N]: of the output states. grad_y [N]: of y at the end, except that of an output there.
+        output_weights: those that ``solve`` returned.
         """
         inputs = [*parameters, *(args[i] for i in arg_idx)]
+        start, end = span.unbind()
+        direction = torch.sign(end - start)
 
-        def vjp_of_field(t: Tensor, y: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
-            return vjp(rate_of_inputs(module, layout, names, arg_idx, t, args), y, *inputs)[1](gradient)
+        def gradient_at(time: Tensor) -> Tensor:
+            return torch.where((times == time).unsqueeze(1), grad_states, 0.0).sum(0)
+
+        def vjp_of_field(t: Tensor, y: Tensor, inward: Tensor | None, gradient: Tensor) -> tuple[Tensor, ...]:
+            time = field.time(t, y, inward)
+            return vjp(rate_of_inputs(module, layout, names, arg_idx, time, args), y, *inputs)[1](gradient)
+
+        grad_kept = None
+        if inner:
+            idx, weight, inside = output_weights
+            grad_inside = torch.where((inside & (times != end)).unsqueeze(1), grad_states, 0.0)
+            weighted = weight.unsqueeze(2) * grad_inside.unsqueeze(1)
+            weighted = torch.nn.functional.pad(weighted, (0, 0, 0, kept.shape[1] - weight.shape[1]))
+            grad_kept = torch.zeros_like(kept).index_add(0, idx, weighted)
 
         def is_left(i: Tensor, *carried: Tensor) -> Tensor:
             return i >= 0
@@ -61,7 +75,8 @@ def make_backward(
             grads[stages.end] = grads[stages.end] + grad_next
             for j in range(len(stages.c) - 1, 0, -1):
                 y_j = y + h_y * weighted_sum(stages.a[j], ks)
-                grad_j, *parts = vjp_of_field((t + stages.c[j] * h).to(y.dtype), y_j, grads[j])
+                inward = {0.0: direction, 1.0: -direction}.get(stages.c[j])
+                grad_j, *parts = vjp_of_field(t + stages.c[j] * h, y_j, inward, grads[j])
                 if j == stages.end:  # y at the end of the step is this stage's argument
                     grad_j = grad_j + grad_end
                 grad_start = grad_start + grad_j
@@ -72,7 +87,13 @@ def make_backward(
             return i - 1, grad_start.clone(), grads[0].clone(), *totals
 
         zeros = [torch.zeros_like(x) for x in inputs]
-        _, *gradients = loop(is_left, step_back, (n - 1, grad_y.clone(), grad_k.clone(), *zeros))
-        return tuple(gradients)
+        _, grad_y, grad_k, *totals = loop(
+            is_left, step_back, (n - 1, grad_y + gradient_at(end), torch.zeros_like(grad_y), *zeros)
+        )
+        # The first stage of the first step.
+        grad_0, *parts = vjp_of_field(start, kept[0, 0], direction, grad_k)
+        # A later start is also the end of the steps before, which have this gradient already.
+        grad_y = grad_y + grad_0 + torch.where(start == times[0], gradient_at(start), 0.0)
+        return grad_y, *(total + part for total, part in zip(totals, parts, strict=True))
 
     return backward

@@ -1,12 +1,32 @@
 """The vector field as a function of all tensors that get gradients, for ``torch.func``."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from odebench.ode.problem import StateLayout
+
+
+class Field(NamedTuple):
+    """f on flat states inside a graph. one_sided: see ``SolvePlan``."""
+
+    f: Callable[..., Any]
+    layout: StateLayout
+    one_sided: bool
+
+    def time(self, t: Tensor, y: Tensor, inward: Tensor | None) -> Tensor:
+        """The float64 time t as f gets it; inward: the direction into the step, if t is the end of a step."""
+        time = t.to(y.dtype)
+        if self.one_sided and inward is not None:
+            time = torch.nextafter(time, time + inward.to(y.dtype))
+        return time
+
+    def at(self, t: Tensor, y: Tensor, args: list[Tensor], inward: Tensor | None = None) -> Tensor:
+        """f [N] at y [N] and t, inward: see ``time``."""
+        return self.layout.evaluate_flat(self.f, self.time(t, y, inward), y, args)
 
 
 class FieldModule(nn.Module):

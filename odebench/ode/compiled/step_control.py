@@ -4,6 +4,7 @@ The rules are those of ``odebench.ode.integrate`` and ``odebench.ode.control``, 
 """
 
 import enum
+import math
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from odebench.ode.compiled.field import Field
 from odebench.ode.control import END_STRETCH, SMALLEST_RATIO, Controller, step_factors
 
 # Columns of the table of steps: start, signed size, error ratio, and the next size that the controller proposed.
@@ -25,6 +27,7 @@ class LoopState(enum.IntEnum):
     underflow = 2
     max_steps = 3
     full = 4
+    non_finite = 5
 
 
 class StepBounds(NamedTuple):
@@ -62,3 +65,30 @@ def next_step(
         return proposal, h_next, ()
     last = torch.where(accepted, ratio.clamp(min=SMALLEST_RATIO), past[0])
     return proposal, h_next, (last, torch.where(accepted, past[0], past[1]))
+
+
+def first_step_size(
+    field: Field, t: Tensor, y: Tensor, f: Tensor, args: list[Tensor], span: Tensor, order: int, tolerance: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The size of the first step as ``odebench.ode.control.first_step`` chooses it, and its number of evaluations.
+
+    f: its value [N] at t and y [N]. span: the signed time to the end.
+    """
+
+    def norm(x: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(x).to(torch.float64) / math.sqrt(max(x.numel(), 1))
+
+    rtol, atol = tolerance.unbind()
+    scale = (atol + rtol * y.abs()).clamp_min(torch.finfo(y.dtype).tiny)
+    d0, d1 = norm(y / scale), norm(f / scale)
+    h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1)
+    usable = h0.isfinite() & (h0 != 0)
+    h0 = torch.minimum(h0, span.abs())
+    signed = torch.sign(span) * h0
+    f1 = field.at(t + signed, y + signed.to(y.dtype) * f, args)
+    # fmax and fmin, as comparisons with NaN are false in ``first_step``.
+    steepest = torch.fmax(d1, norm((f1 - f) / scale) / h0)
+    h1 = torch.where(steepest <= 1e-15, (h0 * 1e-3).clamp_min(1e-6), (0.01 / steepest) ** (1 / order))
+    h = torch.fmin(100 * h0, h1)
+    zero_if_finite = norm(f * 0) + torch.where(usable, norm(f1 * 0), norm(y * 0))
+    return torch.where(usable & (h != 0), h, zero_if_finite), usable.to(torch.int64)

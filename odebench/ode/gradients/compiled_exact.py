@@ -13,7 +13,6 @@ from odebench.ode.compiled.run import CompiledSolve, find_compiled_solve, run_co
 from odebench.ode.forward_solve import ForwardSolve
 from odebench.ode.gradients.captured_tensors import (
     CapturedTensors,
-    GradientAccumulator,
     alive_tensors,
     detached_leaf,
     evaluate_first,
@@ -24,7 +23,7 @@ from odebench.ode.gradients.captured_tensors import (
 from odebench.ode.integrate import IntegrationResult
 from odebench.ode.once_differentiable import once_differentiable
 from odebench.ode.problem import InitialValueProblem
-from odebench.ode.solution import Stats, Status
+from odebench.ode.solution import Stats
 from odebench.ode.torch_func import has_saved_tensor_hooks
 
 DIFFERENTIABLE_ONCE = "the gradient of compile='solve' is differentiable once; leave compile out"
@@ -59,14 +58,17 @@ def solve_with_exact_gradient(mode: EagerMode, solve: ForwardSolve) -> Integrati
 def _solve(mode: str, solve: ForwardSolve) -> IntegrationResult:
     problem, plan = solve.problem, solve.plan
     compiled = find_compiled_solve(problem, plan, keep=True)
+    nfe = problem.stats.nfe
     first = first_evaluation(problem, mode) if mode != "backprop" else _leaves_of_f(problem, compiled)
+    problem.stats.nfe, compiled.is_checked = nfe, True
     if not any(x.requires_grad for x in (problem.y0, *problem.args, *first.parameters)):
-        return run_compiled(problem, plan, first.f).result
-    if names_of(first.parameters, compiled.module) is None:
+        return run_compiled(problem, plan).result
+    names = names_of([x for x in first.parameters if x.requires_grad], compiled.module)
+    if names is None:
         compiled.forward.refuse(
             "f uses a tensor that requires a gradient and is no parameter of a module; pass it through args=(...)"
         )
-    return run_with_backward(_ExactGradient, solve, first, mode)
+    return run_with_backward(_ExactGradient, solve, first, names)
 
 
 def _leaves_of_f(problem: InitialValueProblem, compiled: CompiledSolve) -> CapturedTensors:
@@ -94,50 +96,44 @@ class _ExactGradient(torch.autograd.Function):
         ctx: Any,
         solve: ForwardSolve,
         first: CapturedTensors,
-        mode: str,
+        names: tuple[str, ...],
         results: list[IntegrationResult],
         y0: Tensor,
         *tensors: Tensor,
     ) -> Tensor:
-        run = run_compiled(solve.problem, solve.plan, first.f, keep=True)
+        run = run_compiled(solve.problem, solve.plan, keep=True)
         results.append(run.result)
-        ctx.mode, ctx.problem, ctx.run = mode, solve.problem, run
-        # Not as saved tensors: captured tensors are recognised by identity.
-        ctx.parameters, ctx.captured = first.parameters, first.captured
+        ctx.problem, ctx.run, ctx.names, ctx.num_parameters = solve.problem, run, names, len(first.parameters)
         ctx.save_for_backward(y0, *tensors)
         return run.result.states
 
     @staticmethod
     @functools.partial(once_differentiable, message=DIFFERENTIABLE_ONCE)
     def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
-        problem, run = ctx.problem, ctx.run
+        run, times = ctx.run, ctx.run.times
         y0, *tensors = ctx.saved_tensors
-        stats = problem.stats.backward = problem.stats.backward or Stats()
-        args = tensors[len(ctx.parameters) :]
-        accumulator = GradientAccumulator(
-            problem, ctx.mode, ctx.parameters, args, captured=ctx.captured, hint="leave compile='solve' out"
-        )
-        parameters = [x.detach() for x in tensors[: len(ctx.parameters)] if x.requires_grad]
-        names = names_of([x for x in ctx.parameters if x.requires_grad], run.solve.module) or ()
-        graph = run.solve.backward(names, tuple(i for i, arg in enumerate(args) if arg.requires_grad))
-        values, grad_states = [x.detach() for x in args], grad_states.detach()
-        grad_y, grad_k = torch.zeros_like(y0), torch.zeros_like(y0)
-        if run.result.outcome.status is Status.success:
-            grad_y = grad_states[-1].clone()
+        parameters, args = tensors[: ctx.num_parameters], tensors[ctx.num_parameters :]
+        graph = run.solve.backward(ctx.names, tuple(i for i, arg in enumerate(args) if arg.requires_grad))
+        values = [x.detach() for x in parameters if x.requires_grad], [x.detach() for x in args]
+        stats = ctx.problem.stats.backward = ctx.problem.stats.backward or Stats()
+        grad_states, grad_y = grad_states.detach(), torch.zeros_like(y0)
+        grad_states = torch.nn.functional.pad(grad_states, (0, 0, 0, len(times) - len(grad_states)))
+        totals = [torch.zeros_like(x) for x in tensors if x.requires_grad]
         with torch.autocast(y0.device.type, enabled=False):
             for chunk in reversed(run.chunks):
-                grad_kept = chunk.gradient(grad_states) if run.solve.inner else None
+                if chunk.n == 0:
+                    continue
+                n, span = torch.tensor(chunk.n), torch.tensor(chunk.span, dtype=torch.float64)
                 steps, kept = chunk.buffers.steps, chunk.buffers.kept
-                inputs = (torch.tensor(chunk.n), grad_y, grad_k, steps, kept, grad_kept, parameters, values)
+                inputs = (n, span, times, grad_states, grad_y, chunk.weights, steps, kept, *values)
                 try:
-                    grad_y, grad_k, *parts = graph(*inputs)
+                    grad_y, *parts = graph(*inputs)
                 except NotCompiledError:
-                    grad_y, grad_k, *parts = graph.function(*inputs)
-                stats.nfe += chunk.n * (kept.shape[1] - 2)
+                    grad_y, *parts = graph.function(*inputs)
+                stats.nfe += chunk.n * (kept.shape[1] - 2) + 1
                 if parts:
-                    torch._foreach_add_(accumulator.totals, parts)
-            # The first stage of the first step.
-            (t,) = problem.time_tensors(problem.times[:1])
-            evaluation = problem.evaluate_with_graph(t, y0, accumulator.args, stats)
-            grad_y = grad_y + accumulator.vjp(evaluation, t, grad_k) + grad_states[0]
-        return None, None, None, None, grad_y, *accumulator.gradients()
+                    torch._foreach_add_(totals, parts)
+        if run.chunks[0].n == 0:
+            grad_y = grad_states[0].clone()
+        gradients = iter(totals)
+        return None, None, None, None, grad_y, *(next(gradients) if x.requires_grad else None for x in tensors)
