@@ -148,6 +148,34 @@ def test_parameters_of_modules_that_a_function_uses(uncompiled):
     assert_equal(*both(field, y0.detach(), (0.0, 1.0), (scale.detach(),), field.net[2].parameters()))
 
 
+def test_parameters_that_begin_to_require_a_gradient(captured):
+    """f is not evaluated eagerly in every solve, but its parameters are those of the last moment."""
+    field = Network(torch.float32)
+    field.other = None
+    field.net[2].requires_grad_(False)
+
+    def f(t, y):
+        rate = field.net(y)
+        return rate if field.other is None else rate * field.other
+
+    y0 = torch.ones(2, requires_grad=True)
+
+    def gradients():
+        parameters = [p for p in field.parameters() if p.requires_grad]
+        results = [solve(f, y0, (0.0, 1.0), method="bosh3", compile=c).y.square().sum() for c in (False, "solve")]
+        eager, compiled = (torch.autograd.grad(x, [y0, *parameters], allow_unused=True) for x in results)
+        torch.testing.assert_close(compiled, eager)
+        return sum(x is not None for x in compiled)
+
+    assert gradients() == gradients() == 3
+    field.net[2].requires_grad_()
+    assert gradients() == gradients() == 5
+    field.net[0].weight = nn.Parameter(0.5 * field.net[0].weight.detach())
+    assert gradients() == 5
+    field.other = nn.Parameter(torch.tensor(2.0))
+    assert gradients() == gradients() == 6
+
+
 def test_the_gradient_of_times(uncompiled):
     field, (y0, scale) = Network(), start()
     t = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64, requires_grad=True)

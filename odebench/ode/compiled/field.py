@@ -42,6 +42,31 @@ class FieldModule(nn.Module):
         return self.f(*inputs)
 
 
+class UsedParameters:
+    """The parameters that f uses and that require a gradient, found again in later solves without evaluating f.
+
+    module: see ``FieldModule``. names: of the parameters.
+    """
+
+    def __init__(self, module: nn.Module, names: tuple[str, ...]) -> None:
+        self.names = names
+        layers = module.named_modules()
+        slots = {f"{path}.{key}".lstrip("."): (x._parameters, key) for path, x in layers for key in x._parameters}
+        self._used = [slots[name] for name in names]
+        self._all = list(slots.values())
+        self._require_grad = self._find_require_grad()
+
+    def _find_require_grad(self) -> list[bool]:
+        return [(x := tensors.get(key)) is not None and x.requires_grad for tensors, key in self._all]
+
+    def tensors(self) -> list[Tensor] | None:
+        """The parameters as they are now; None if others require a gradient than before."""
+        if self._find_require_grad() != self._require_grad:
+            return None
+        found = [tensors[key] for tensors, key in self._used]
+        return [x for x in found if x is not None]
+
+
 def names_of(parameters: Sequence[Tensor], f: Any) -> tuple[str, ...] | None:
     """Return the names of parameters in the module f; None if f is no module, or does not own all of them."""
     if not isinstance(f, nn.Module):

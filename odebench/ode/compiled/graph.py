@@ -1,6 +1,7 @@
 """Compilation of a function with a loop, and what happens where torch cannot do it."""
 
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -28,6 +29,12 @@ def loop(condition: Loop, body: Loop, carried: tuple[Tensor, ...]) -> Sequence[T
     while condition(*carried):
         carried = body(*carried)
     return carried
+
+
+def num_graphs() -> int:
+    """How many graphs torch has captured so far; it captures f again when its code or its Python objects change."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return 0 if dynamo is None else dynamo.counters["stats"]["unique_graphs"]
 
 
 class CompiledGraph:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from odebench.ode.compiled.backward import make_backward
-from odebench.ode.compiled.field import Field, FieldModule
+from odebench.ode.compiled.field import Field, FieldModule, UsedParameters
 from odebench.ode.compiled.forward import LoopStages, make_forward
 from odebench.ode.compiled.graph import CompiledGraph
 from odebench.ode.compiled.outputs import StepBuffers, StoredSteps
@@ -35,6 +35,7 @@ class CompiledSolve:
 
     modules: those that f refers to. inner: see ``make_forward``. keep: store the stages of every step.
     is_checked: whether f was evaluated once outside of the graph, where its result and its noise are checked.
+    used: the parameters that this evaluation used; None if it is unknown.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class CompiledSolve:
     ) -> None:
         self.field, self.method, self.controller, self.inner = field, method, controller, inner
         self.module, self.is_checked = FieldModule(field.f, modules), False
+        self.used: UsedParameters | None = None
         self.forward = CompiledGraph(make_forward(field, method, controller, inner), "solve")
         assert method.dense is not None
         self.polynomials = weights_by_power(method.dense)

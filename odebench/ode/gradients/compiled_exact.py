@@ -7,8 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from odebench.ode.compiled.field import names_of
-from odebench.ode.compiled.graph import NotCompiledError
+from odebench.ode.compiled.field import UsedParameters, names_of
+from odebench.ode.compiled.graph import NotCompiledError, num_graphs
 from odebench.ode.compiled.run import CompiledSolve, find_compiled_solve, run_compiled
 from odebench.ode.forward_solve import ForwardSolve
 from odebench.ode.gradients.captured_tensors import (
@@ -56,19 +56,30 @@ def solve_with_exact_gradient(mode: EagerMode, solve: ForwardSolve) -> Integrati
 
 
 def _solve(mode: str, solve: ForwardSolve) -> IntegrationResult:
-    problem, plan = solve.problem, solve.plan
-    compiled = find_compiled_solve(problem, plan, keep=True)
-    nfe = problem.stats.nfe
-    first = first_evaluation(problem, mode) if mode != "backprop" else _leaves_of_f(problem, compiled)
-    problem.stats.nfe, compiled.is_checked = nfe, True
-    if not any(x.requires_grad for x in (problem.y0, *problem.args, *first.parameters)):
-        return run_compiled(problem, plan).result
-    names = names_of([x for x in first.parameters if x.requires_grad], compiled.module)
-    if names is None:
-        compiled.forward.refuse(
-            "f uses a tensor that requires a gradient and is no parameter of a module; pass it through args=(...)"
-        )
-    return run_with_backward(_ExactGradient, solve, first, names)
+    problem, nfe = solve.problem, solve.problem.stats.nfe
+    compiled = find_compiled_solve(problem, solve.plan, keep=True)
+    known = compiled.used if mode == "backprop" else None
+    parameters = known.tensors() if known else None
+    used, graphs = known, num_graphs()
+    if used is None or parameters is None:
+        first = first_evaluation(problem, mode) if mode != "backprop" else _leaves_of_f(problem, compiled)
+        problem.stats.nfe, compiled.is_checked, parameters, graphs = nfe, True, first.parameters, None
+        names = names_of([x for x in parameters if x.requires_grad], compiled.module)
+        if names is None:
+            compiled.forward.refuse(
+                "f uses a tensor that requires a gradient and is no parameter of a module; pass it through args=(...)"
+            )
+        used = UsedParameters(compiled.module, names)
+    if any(x.requires_grad for x in (problem.y0, *problem.args, *parameters)):
+        result = run_with_backward(_ExactGradient, solve, CapturedTensors(parameters, None, None), used.names)
+    else:
+        result = run_compiled(problem, solve.plan).result
+    compiled.used = used if mode == "backprop" else None
+    if graphs is not None and graphs != num_graphs():
+        # The code of f has changed, and may use other tensors.
+        problem.stats, compiled.used = Stats(nfe=nfe), None
+        return _solve(mode, solve)
+    return result
 
 
 def _leaves_of_f(problem: InitialValueProblem, compiled: CompiledSolve) -> CapturedTensors:
