@@ -10,15 +10,18 @@ import dataclasses
 import functools
 import itertools
 import statistics
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from odebench.bench import measure
 from odebench.bench.cases import BenchmarkCase, CaseProblem, build_problem
+from odebench.bench.compile_time import compile_seconds, compiler_cache
 from odebench.bench.diffrax_client import DiffraxClient
 from odebench.bench.libraries import COMPILED, FORWARD, LIBRARIES, MODE_FAMILIES, installed_version
 from odebench.bench.preparation import LibraryConfig, PreparedRun, RanEagerlyError, prepare, prepare_diffrax
@@ -36,6 +39,8 @@ class BenchmarkPlan:
     named: whether the user named the libraries.
     limit_s: the time limit for the timed runs of one library, method, mode and variant.
     compiled: the variants of odebench among ``libraries.COMPILED`` to run.
+    compile_time: measure the time to compile them, in new processes.
+    alone: also time each run many times in a row, not only in turns.
     """
 
     cases: tuple[BenchmarkCase, ...]
@@ -47,6 +52,8 @@ class BenchmarkPlan:
     repeats: int = 10
     limit_s: float = 2.0
     compiled: tuple[str, ...] = ()
+    compile_time: bool = False
+    alone: bool = False
 
 
 @dataclass
@@ -66,7 +73,7 @@ class BenchmarkResults:
 class _CaseContext:
     """A problem, its reference solution and the process that runs diffrax, with what all cases share.
 
-    eager_variants: the compiled variants that ran eagerly.
+    cache: a folder for the compiler. eager_variants: the compiled variants that ran eagerly.
     """
 
     problem: CaseProblem
@@ -75,6 +82,7 @@ class _CaseContext:
     plan: BenchmarkPlan
     results: BenchmarkResults
     on_progress: ProgressCallback
+    cache: str
     eager_variants: set[str] = field(default_factory=set)
 
 
@@ -102,7 +110,8 @@ def measure_all(
             continue
         with contextlib.ExitStack() as stack:
             client = stack.enter_context(contextlib.closing(DiffraxClient(problem))) if "diffrax" in names else None
-            context = _CaseContext(problem, reference, client, plan, results, on_progress)
+            cache = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+            context = _CaseContext(problem, reference, client, plan, results, on_progress, cache)
             for tol, family in itertools.product(plan.tols or (case.tol,), MODE_FAMILIES):
                 modes = [mode for mode in MODE_FAMILIES[family] if mode in plan.modes]
                 configs = list(_library_configs(plan, case, names, modes))
@@ -127,7 +136,9 @@ def _library_configs(
             if method in library.methods and mode in library.modes:
                 yield LibraryConfig(name, method, mode, "")
                 for variant, only in variants:
-                    if only in ("", mode):
+                    # Compiled solves compute backprop and checkpoint in one way.
+                    repeated = COMPILED.get(variant, {}).get("compile") == "solve" and mode == "checkpoint"
+                    if only in ("", mode) and not (repeated and "backprop" in modes):
                         yield LibraryConfig(name, method, mode, variant)
 
 
@@ -145,11 +156,7 @@ def _measure_family(context: _CaseContext, family: str, tol: float, configs: lis
             continue
         context.on_progress(name)
         try:
-            if config.library == "diffrax":
-                assert context.client is not None
-                runs.append(prepare_diffrax(context.client, config, tol))
-            else:
-                runs.append(prepare(context.problem, config, tol))
+            runs.append(_prepare(context, config, tol))
         except Exception as error:  # the report names every error of a library
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
             context.results.left_out.append(f"{name}: {reason}")
@@ -164,12 +171,30 @@ def _measure_family(context: _CaseContext, family: str, tol: float, configs: lis
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         times = measure.interleave(timers, context.plan.repeats, context.plan.limit_s)
+        alone: dict[str, list[float]] = {}
+        for number, run in enumerate(runs) if context.plan.alone else ():
+            alone |= measure.interleave({str(number): run.seconds}, context.plan.repeats, context.plan.limit_s)
     for number, run in enumerate(runs):
         costs, field_name = run.costs, _field_name(context.problem, run.config)
         field_s = None
         if field_name:
             field_s = measure.field_seconds(times, field_name, costs.nfe_forward, costs.nfe_backward)
-        context.results.rows.append(_row(context, family, tol, run, times[str(number)], field_s))
+        seconds = (times[str(number)], alone.get(str(number), []))
+        context.results.rows.append(_row(context, family, tol, run, seconds, field_s))
+
+
+def _prepare(context: _CaseContext, config: LibraryConfig, tol: float) -> PreparedRun:
+    if config.library == "diffrax":
+        assert context.client is not None
+        return prepare_diffrax(context.client, config, tol)
+    if not context.plan.compile_time or config.variant not in COMPILED:
+        return prepare(context.problem, config, tol)
+    folder = Path(tempfile.mkdtemp(dir=context.cache))
+    with compiler_cache(folder):
+        seconds = compile_seconds(context.problem.case, config, tol)
+        run = prepare(context.problem, config, tol)
+    run.costs.compile_cold_s, run.costs.compile_warm_s = seconds
+    return run
 
 
 def _field_name(problem: CaseProblem, config: LibraryConfig) -> str:
@@ -209,11 +234,20 @@ def _field_timers(context: _CaseContext, runs: list[PreparedRun], gradient: bool
 
 
 def _row(
-    context: _CaseContext, family: str, tol: float, run: PreparedRun, seconds: list[float], field_s: float | None
+    context: _CaseContext,
+    family: str,
+    tol: float,
+    run: PreparedRun,
+    seconds: tuple[list[float], list[float]],
+    field_s: float | None,
 ) -> dict[str, Any]:
-    """Make one row of results.csv. seconds: the times of all runs; field_s: the time of the field alone, if known."""
+    """Make one row of results.csv.
+
+    seconds: the times of the runs in turns, and of those in a row, if any; field_s: the time of the field alone, if
+    known.
+    """
     problem, reference, output = context.problem, context.reference, run.output
-    num_parameters = len(problem.parameters)
+    num_parameters, (in_turns, alone) = len(problem.parameters), seconds
     errors: list[float | None] = [None, None]
     if output.gradients is not None and reference.gradients is not None:
         parts = (slice(num_parameters), slice(num_parameters, None))
@@ -224,9 +258,11 @@ def _row(
         **dataclasses.asdict(run.config),
         "tol": tol,
         "batch": problem.case.batch,
-        "time_min_ms": 1e3 * min(seconds),
-        "time_median_ms": 1e3 * statistics.median(seconds),
-        "runs": len(seconds),
+        "time_min_ms": 1e3 * min(in_turns),
+        "time_median_ms": 1e3 * statistics.median(in_turns),
+        "runs": len(in_turns),
+        "alone_min_ms": 1e3 * min(alone) if alone else None,
+        "alone_median_ms": 1e3 * statistics.median(alone) if alone else None,
         "bare_ms": None if field_s is None else 1e3 * field_s,
         "state_error": relative_error(output.states, reference.states),
         "parameter_gradient_error": errors[0],

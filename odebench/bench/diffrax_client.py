@@ -38,7 +38,8 @@ class DiffraxClient:
         self._connection.close()
 
     def prepare(self, mode: str, method: str, tol: float) -> dict[str, Any]:
-        """Compile and run one solve. Returns its index, its states and gradients as tensors, its NFE and steps."""
+        """Compile and run one solve. Returns its index, its states and gradients as tensors, its NFE and steps, the
+        seconds to compile it."""
         reply = self._request("prepare", mode, method, tol)
         for name in ("states", "gradients"):
             reply[name] = [torch.tensor(array) for array in reply[name]] or None

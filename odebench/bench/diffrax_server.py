@@ -59,12 +59,16 @@ class DiffraxServer:
 
         inputs = (self._parameters, self._state)
         function = jax.jit(self._function(mode, method, tol, self._field))
+        started = time.perf_counter()
         (states, steps), gradients = jax.block_until_ready(function(*inputs))
+        first_s = time.perf_counter() - started
         self._solves.append(lambda: jax.block_until_ready(function(*inputs)))
+        index = len(self._solves) - 1
         nfe_forward = self._count("forward", method, tol)
         nfe_total = self._count(mode, method, tol)
         return {
-            "index": len(self._solves) - 1,
+            "index": index,
+            "compile_s": first_s - self.run(index),
             "states": [*map(np.asarray, jax.tree_util.tree_leaves(states))],
             "gradients": [*map(np.asarray, jax.tree_util.tree_leaves(gradients))],
             "nfe_forward": nfe_forward,

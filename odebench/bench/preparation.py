@@ -58,6 +58,7 @@ class RunCosts:
 
     rows_forward: the number of rows evaluated in the forward solve, summed over evaluations.
     peak_mib: the peak memory of tensors.
+    compile_cold_s, compile_warm_s: the seconds to compile, with an empty and with a filled cache on disk.
     operations_per_step, synchronisations_per_step: tensor operations and synchronisations of the host in the forward
         solve, outside the field.
     """
@@ -70,6 +71,8 @@ class RunCosts:
     peak_mib: float | None = None
     operations_per_step: float | None = None
     synchronisations_per_step: float | None = None
+    compile_cold_s: float | None = None
+    compile_warm_s: float | None = None
 
 
 @dataclass
@@ -88,8 +91,8 @@ def prepare(problem: CaseProblem, config: LibraryConfig, tol: float) -> Prepared
     Raises what the library raises, measure.TooManyEvaluations, or RanEagerlyError.
     """
     library = LIBRARIES[config.library]
-    vector_field = problem.field if config.library == "odebench" else problem.published
-    run = functools.partial(_run, problem, config.mode, _make_solve(problem, config, vector_field, tol))
+    vector_field = _field_of(problem, config)
+    run = make_run(problem, config, tol)
     # Evaluations in compiled code cannot be counted; there are as many as in eager code. (A compiled adjoint, which
     # keeps no stage, evaluates once more for each step of an interval after the first.)
     eager = dataclasses.replace(config, variant="") if config.variant in COMPILED else config
@@ -114,8 +117,17 @@ def prepare_diffrax(client: DiffraxClient, config: LibraryConfig, tol: float) ->
     reply = client.prepare(config.mode, LIBRARIES["diffrax"].methods[config.method], tol)
     steps = StepCounts(reply["accepted"], reply["rejected"])
     output = RunOutput(reply["states"], reply["gradients"], steps)
-    costs = RunCosts(reply["nfe_forward"], reply["nfe_backward"], None, *steps)
+    costs = RunCosts(reply["nfe_forward"], reply["nfe_backward"], None, *steps, compile_cold_s=reply["compile_s"])
     return PreparedRun(config, output, costs, functools.partial(client.seconds, reply["index"]))
+
+
+def make_run(problem: CaseProblem, config: LibraryConfig, tol: float) -> Callable[[], RunOutput]:
+    """Make a function that solves the problem once and, in a gradient mode, computes the gradients."""
+    return functools.partial(_run, problem, config.mode, _make_solve(problem, config, _field_of(problem, config), tol))
+
+
+def _field_of(problem: CaseProblem, config: LibraryConfig) -> nn.Module:
+    return problem.field if config.library == "odebench" else problem.published
 
 
 def _make_solve(problem: CaseProblem, config: LibraryConfig, vector_field: nn.Module, tol: float) -> SolveFunction:

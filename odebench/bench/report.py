@@ -26,9 +26,13 @@ COLUMNS = {
     "method": ("METHOD", ""),
     "time_min_ms": ("MIN MS", ".3g"),
     "time_median_ms": ("MEDIAN MS", ".3g"),
+    "alone_min_ms": ("ALONE MIN MS", ".3g"),
+    "alone_median_ms": ("ALONE MEDIAN MS", ".3g"),
     "ratio_min": ("RATIO MIN", ".2f"),
     "ratio_median": ("RATIO MEDIAN", ".2f"),
     "bare_ms": ("F ALONE MS", ".3g"),
+    "compile_cold_s": ("COMPILE COLD S", ".1f"),
+    "compile_warm_s": ("COMPILE WARM S", ".1f"),
     "nfe": ("NFE", ""),
     "rows_forward": ("ROWS", "d"),
     "steps": ("STEPS", ""),
@@ -53,10 +57,11 @@ FIGURE_ERRORS = {
 ONLY_FOR = {"rows_forward": ("mixed",)}
 
 LEGEND = """\
-RATIO: time of the first other library (or first row) divided by this row's time; above 1 is faster. NFE: evaluations,
-forward + backward. STEPS: accepted + rejected. ERROR, GRAD ERROR (parameters), GRAD Y0 ERROR (initial state): relative
-to a float64 reference solution. F ALONE: time of the evaluations without the solver. OPS, SYNCS: tensor operations
-and host synchronisations per step, outside f."""
+RATIO: time of the first other library (or first row) divided by this row's time; above 1 is faster. ALONE: runs in a
+row instead of in turns. F ALONE: time of the evaluations without the solver. COMPILE COLD, WARM: seconds to compile,
+with an empty and with a filled cache on disk. NFE: evaluations, forward + backward. STEPS: accepted + rejected. ERROR,
+GRAD ERROR (parameters), GRAD Y0 ERROR (initial state): relative to a float64 reference solution. OPS, SYNCS: tensor
+operations and host synchronisations per step, outside f."""
 
 
 def describe_machine(command: Sequence[str], libraries: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:

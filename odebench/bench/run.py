@@ -37,6 +37,8 @@ def make_plan(
     batch: str | None = None,
     repeats: int = 10,
     compiled: str | None = None,
+    compile_time: bool = False,
+    alone: bool = False,
     work_precision: bool = False,
 ) -> BenchmarkPlan:
     """Make a plan from comma-separated names. Raises UsageError for an unknown name or an invalid number."""
@@ -62,6 +64,8 @@ def make_plan(
         named=libraries is not None,
         repeats=repeats,
         compiled=tuple(COMPILE[name] for name in _names("--compile", "compilation", compiled, COMPILE, ())),
+        compile_time=compile_time,
+        alone=alone,
     )
 
 

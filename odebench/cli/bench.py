@@ -56,6 +56,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         const="step,solve",
         help="also time compiled steps (step), solves (solve)",
     )
+    parser.add_argument(
+        "--compile-time", action="store_true", help="also time the compilation, with an empty and a filled cache"
+    )
+    parser.add_argument("--alone", action="store_true", help="also time each solve in a row, not only in turns")
     parser.add_argument("--output", metavar="DIR", type=Path, help="a new or empty folder")
     parser.add_argument("--work-precision", action="store_true", help="use several tolerances, and draw figures")
 
@@ -66,13 +70,15 @@ def run(arguments: argparse.Namespace) -> int:
 
     plan = make_plan(
         arguments.cases,
-        arguments.modes,
-        arguments.peers,
-        arguments.methods,
-        arguments.tol,
-        arguments.batch,
-        arguments.repeats,
-        arguments.compile,
-        arguments.work_precision,
+        modes=arguments.modes,
+        libraries=arguments.peers,
+        methods=arguments.methods,
+        tol=arguments.tol,
+        batch=arguments.batch,
+        repeats=arguments.repeats,
+        compiled=arguments.compile,
+        compile_time=arguments.compile_time,
+        alone=arguments.alone,
+        work_precision=arguments.work_precision,
     )
     return run_bench(plan, arguments.output, arguments.threads, sys.argv)

@@ -254,10 +254,11 @@ def _upper_end(line: Line, part: str) -> float:
     return values.max(initial=0.0)
 
 
-def dot_plot(panels: Mapping[str, Dots], x: str) -> Figure:
+def dot_plot(panels: Mapping[str, Dots], x: str, spreads: Mapping[str, Dots] | None = None) -> Figure:
     """Draw one panel per title, with one row per category and one marker per label, on a logarithmic axis.
 
-    Omits values <= 0. panels: title -> label -> category -> value. x: the axis label, with unit.
+    Omits values <= 0. panels: title -> label -> category -> value. x: the axis label, with unit. spreads: like panels;
+    a line connects each value of it with the marker.
     """
     categories = list(dict.fromkeys(name for panel in panels.values() for line in panel.values() for name in line))
     labels = list(dict.fromkeys(label for panel in panels.values() for label in panel))
@@ -271,6 +272,9 @@ def dot_plot(panels: Mapping[str, Dots], x: str) -> Figure:
             # Shifted vertically, so that equal values do not hide each other.
             shift = 0.5 * ((place + 0.5) / len(labels) - 0.5)
             rows = [(value, categories.index(name) + shift) for name, value in line.items() if value > 0]
+            for name, end in (spreads or {}).get(title, {}).get(label, {}).items():
+                height = categories.index(name) + shift
+                axes.plot([line[name], end], [height, height], color=style.colour(place), linewidth=style.LINE_PT)
             axes.plot(
                 [value for value, _ in rows],
                 [row for _, row in rows],

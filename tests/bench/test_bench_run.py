@@ -99,11 +99,17 @@ def test_compiled_steps_are_compared_with_the_time_of_the_compiled_field(monkeyp
 
 def test_a_compiled_solve_has_its_own_row(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr("odebench.bench.comparison.compile_seconds", lambda case, config, tol: (20.0, 3.0))
     results = BenchmarkResults()
-    plan = make_plan(["tiny"], modes="backprop", libraries="none", tol="1e-3", batch="3", repeats=1, compiled="solve")
+    names = {"modes": "backprop,checkpoint", "libraries": "none", "tol": "1e-3", "batch": "3"}
+    plan = make_plan(["tiny"], **names, repeats=2, compiled="solve", compile_time=True, alone=True)
     list(measure_all(plan, results, lambda text: None))
-    eager, compiled = results.rows
-    assert (eager["variant"], compiled["variant"], compiled["batch"]) == ("", "compiled_solve", 3)
+    eager, compiled, checkpoint = results.rows
+    assert [row["variant"] for row in results.rows] == ["", "compiled_solve", ""]
+    assert (checkpoint["mode"], compiled["batch"]) == ("checkpoint", 3)
+    assert all(0 < row["alone_min_ms"] <= row["alone_median_ms"] for row in results.rows)
+    assert [row["compile_cold_s"] for row in results.rows] == [None, 20.0, None]
+    assert compiled["compile_warm_s"] == 3.0
     assert eager["bare_ms"] > 0
     assert compiled["bare_ms"] is None
     for name in ("nfe_forward", "accepted", "rejected"):

@@ -104,6 +104,15 @@ def test_dots_are_drawn_in_the_row_of_their_category_on_whole_decades():
     assert axes.get_xlabel() == "error"
 
 
+def test_a_line_connects_a_dot_with_the_end_of_its_spread():
+    values = {"forward": {"odebench": {"tiny": 1.0, "mlp": 2.0}}}
+    (axes,) = dot_plot(values, "ms", {"forward": {"odebench": {"mlp": 3.0}}}).axes
+    spread, dots = axes.lines
+    assert list(spread.get_xdata()) == [2.0, 3.0]
+    assert set(spread.get_ydata()) == {dots.get_ydata()[1]}
+    assert len(axes.get_legend_handles_labels()[1]) == 1
+
+
 def test_many_points_and_empty_panels_are_drawn_without_a_warning(tmp_path):
     many = line("many", np.arange(1, 3001), np.arange(1, 3001))
     figure = comparison_figure(
