@@ -60,7 +60,8 @@ def _solve(mode: str, solve: ForwardSolve) -> IntegrationResult:
     compiled = find_compiled_solve(problem, solve.plan, keep=True)
     known = compiled.used if mode == "backprop" else None
     parameters = known.tensors() if known else None
-    used, graphs = known, num_graphs()
+    used: UsedParameters | None = known
+    graphs: int | None = num_graphs()
     if used is None or parameters is None:
         first = first_evaluation(problem, mode) if mode != "backprop" else _leaves_of_f(problem, compiled)
         problem.stats.nfe, compiled.is_checked, parameters, graphs = nfe, True, first.parameters, None
