@@ -22,9 +22,10 @@ __all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(_PUBLIC[name]), name)
-    raise AttributeError(f"module 'odebench' has no attribute {name!r}")
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'odebench' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_PUBLIC[name]), name)
+    return value
 
 
 def __dir__() -> list[str]:

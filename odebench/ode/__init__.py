@@ -35,6 +35,7 @@ __all__ = list(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(_PUBLIC[name]), name)
-    raise AttributeError(f"module 'odebench.ode' has no attribute {name!r}")
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'odebench.ode' has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_PUBLIC[name]), name)
+    return value

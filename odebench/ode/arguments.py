@@ -7,10 +7,13 @@ from torch import Tensor
 
 from odebench.ode.torch_func import needs_derivative
 
+# float() would take some of them.
+_NO_NUMBERS = (str, bytes, bool, type(None))
+
 
 def as_number(name: str, value: Any) -> float:
     """Convert a Python or NumPy number, or a tensor of one element, to a float. Raises TypeError for anything else."""
-    if not isinstance(value, str | bytes | bool | None):
+    if not isinstance(value, _NO_NUMBERS):
         try:
             return float(value)
         except (TypeError, ValueError, RuntimeError):
@@ -28,6 +31,8 @@ def as_positive(name: str, value: Any) -> float:
 
 def as_positive_integer(name: str, value: Any) -> int:
     """Convert with ``as_positive``. Raises ValueError unless the number is whole."""
+    if type(value) is int and value > 0:
+        return value
     x = as_positive(name, value)
     if not x.is_integer():
         raise ValueError(f"{name} must be a whole number, got {x:g}")
@@ -48,6 +53,8 @@ def as_finite_times(name: str, values: Any) -> tuple[float, ...]:
     depend on the times of ``step_t``, which may require a gradient.
     """
     tensors = values if isinstance(values, list | tuple) else [values]
+    if not tensors:
+        return ()
     if name == "jump_t" and any(isinstance(x, Tensor) and needs_derivative(x) for x in tensors):
         raise ValueError(
             "jump_t requires a gradient, which is not computed; pass jump_t.detach(), or make two solves, one up to "

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from odebench.ode.methods import METHODS, Method, Tableau
@@ -22,8 +21,7 @@ _WORDS = {
 }
 
 
-@dataclass(frozen=True)
-class Combination:
+class Combination(NamedTuple):
     """The choices of a solve that depend on each other, named like the arguments of ``odebench.ode.solve``.
 
     differentiable: whether the solution must have a gradient.

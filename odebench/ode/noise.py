@@ -30,6 +30,8 @@ RANDOM = (
 )
 CHANGING = "changes a buffer, and with it its result, at every evaluation; change it before the solve"
 
+_RANDOM_OR_BUFFERED = (_DropoutNd, nn.RNNBase, _SpectralNorm, _BatchNorm)
+
 
 def _training_mode(layer: str) -> str:
     return (
@@ -46,15 +48,34 @@ def find_layers(f: Callable[..., Any]) -> tuple[list[str], list[nn.Module]]:
     """
     changing, buffered = [], []
     for held, owner in referenced_objects(f):
-        for name, layer in owner.named_modules() if isinstance(owner, nn.Module) else ():
-            if layer._buffers:
-                buffered.append(layer)
-            if layer.training and _changes_in_training(layer):
-                changing.append(f"{'.'.join(filter(None, (held, name))) or 'f'} ({type(layer).__name__})")
+        if not isinstance(owner, nn.Module):
+            continue
+        layers = _all_layers(owner)
+        buffered += [layer for layer in layers if layer._buffers]
+        if any(map(_changes_in_training, layers)):
+            changing += [
+                f"{'.'.join(filter(None, (held, name))) or 'f'} ({type(layer).__name__})"
+                for name, layer in owner.named_modules()
+                if _changes_in_training(layer)
+            ]
     return changing, buffered
 
 
+def _all_layers(module: nn.Module) -> list[nn.Module]:
+    """Return the layers that ``module.modules()``, which takes longer, yields in another order."""
+    layers, seen = [module], {module}
+    for layer in layers:
+        for child in layer._modules.values():
+            if child is not None and child not in seen:
+                seen.add(child)
+                layers.append(child)
+    return layers
+
+
 def _changes_in_training(layer: nn.Module) -> bool:
+    # One check that almost all layers fail.
+    if not (layer.training and (isinstance(layer, _RANDOM_OR_BUFFERED) or layer._forward_pre_hooks)):
+        return False
     if isinstance(layer, _DropoutNd):
         return layer.p > 0
     if isinstance(layer, nn.RNNBase):  # on a GPU, cuDNN draws the numbers for dropout without torch's generator

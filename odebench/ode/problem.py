@@ -18,8 +18,7 @@ from odebench.ode.torch_func import under_vmap
 from odebench.ode.transfer import store_times
 
 _TENSOR = "tensor"
-# The most frequent structures are prepared here, since flattening takes as long as a small f.
-_LEAF, _NO_ARGS = pytree.tree_structure(0), pytree.tree_structure(())
+_LEAF = pytree.tree_structure(0)
 
 CHANGED_IN_PLACE = "f(t, y) changed y in place; let it first make a new tensor, for example by ReLU(inplace=False)"
 
@@ -31,6 +30,8 @@ class StateLayout:
     structure: the pytree structure of the state. shapes, sizes, dtype: those of its tensors.
     args_structure: the pytree structure of the args. constants: ("tensor", None) or ("constant", value) for each leaf.
     autocast: the dtype of the caller's autocast, which applies to f; None if autocast is off.
+    is_tensor, is_tuple: whether the state is one tensor, or a tuple of tensors, which need no pytree.
+    view_shape: the shape of the state for ``view``, if it is one tensor and there are no args and no autocast.
     """
 
     structure: pytree.TreeSpec = field(hash=False)  # older torch cannot hash it
@@ -40,23 +41,17 @@ class StateLayout:
     args_structure: pytree.TreeSpec = field(hash=False)
     constants: tuple[tuple[str, Any], ...]
     autocast: torch.dtype | None
+    is_tensor: bool = field(init=False, compare=False)
+    is_tuple: bool = field(init=False, compare=False)
+    view_shape: tuple[Any, ...] | None = field(init=False, compare=False)
 
-    @functools.cached_property
-    def is_tensor(self) -> bool:
-        """Whether the state is one tensor."""
-        return self.structure.is_leaf()
-
-    @functools.cached_property
-    def is_tuple(self) -> bool:
-        """Whether the state is a tuple of tensors. It is handled without pytree, which takes longer than a small f."""
-        return self.structure == pytree.tree_structure(tuple(self.sizes))
-
-    @functools.cached_property
-    def view_shape(self) -> tuple[Any, ...] | None:
-        """The shape of the state for ``view``, if it is one tensor and there are no args and no autocast; else None."""
-        if self.is_tensor and self.args_structure.num_children == 0 and self.autocast is None:
-            return tuple(self.shapes[0]) or ((),)
-        return None
+    def __post_init__(self) -> None:
+        is_tensor = self.structure.is_leaf()
+        plain = is_tensor and self.args_structure.num_children == 0 and self.autocast is None
+        # The class is frozen.
+        object.__setattr__(self, "is_tensor", is_tensor)
+        object.__setattr__(self, "is_tuple", self.structure == _tuple_structure(len(self.sizes)))
+        object.__setattr__(self, "view_shape", (tuple(self.shapes[0]) or ((),)) if plain else None)
 
     def unflatten(self, y: Tensor) -> Any:
         """Return a flat state [*batch, N] in the user's structure; its tensors are views [*batch, *shape]."""
@@ -83,14 +78,6 @@ class StateLayout:
         tensors = iter(args)
         leaves = [next(tensors) if kind == _TENSOR else value for kind, value in self.constants]
         return pytree.tree_unflatten(leaves, self.args_structure)
-
-    def tolerances(self, tolerance: Any, name: str, like: Tensor) -> list[Tensor]:
-        """Return the tensors of a tolerance that has the structure of the state, with dtype and device of ``like``."""
-        leaves, structure = pytree.tree_flatten(tolerance)
-        if structure != self.structure:
-            raise ValueError(f"{name} must be a number, or have the structure of y0")
-        how: dict[str, Any] = {"dtype": like.real.dtype, "device": like.device}
-        return [x.to(**how) if isinstance(x, Tensor) else torch.tensor(as_number(name, x), **how) for x in leaves]
 
     def evaluate_flat(
         self, f: Callable[..., Any], t: Tensor, y: Tensor, args: Sequence[Tensor], out: Tensor | None = None
@@ -184,12 +171,12 @@ class FlatProblem:
         self.report_noise: Callable[[str], None] = refuse_noise
         self.checks_first = False
         self.buffered: list[nn.Module] = []
-        leaves, structure = ([y0], _LEAF) if isinstance(y0, Tensor) else pytree.tree_flatten(y0)
+        leaves, structure = _flatten_tree(y0)
         check_state(leaves)
         self.check_batch(leaves)
         if not isinstance(args, tuple | list):
             raise TypeError(f"args must be a tuple, as in args=(x,), got {type(args).__name__}")
-        arg_leaves, args_structure = pytree.tree_flatten(args) if args else ([], _NO_ARGS)
+        arg_leaves, args_structure = _flatten_tree(args)
         # The caller's autocast applies to f only: states, sums and error estimates add small numbers to large ones.
         device_type = leaves[0].device.type
         shapes = tuple(leaf.shape[batch_dims:] for leaf in leaves)
@@ -224,10 +211,19 @@ class FlatProblem:
         """Return a tolerance as a number; if it has the structure of the state, as a tensor in the shape of ``y0``."""
         if isinstance(tolerance, int | float):
             return float(tolerance)
-        batch = self.y0.shape[:-1]
-        tensors = self.layout.tolerances(tolerance, name, self.y0)
-        shapes = [(*batch, *shape) for shape in self.layout.shapes]
-        return self.flat([expand_tolerance(name, x, shape) for x, shape in zip(tensors, shapes, strict=True)])
+        leaves, structure = pytree.tree_flatten(tolerance)
+        if structure != self.layout.structure:
+            raise ValueError(f"{name} must be a number, or have the structure of y0")
+        how: dict[str, Any] = {"dtype": self.y0.real.dtype, "device": self.y0.device}
+        tensors = [x.to(**how) if isinstance(x, Tensor) else torch.tensor(as_number(name, x), **how) for x in leaves]
+        for i, row_shape in enumerate(self.layout.shapes):
+            shape = (*self.y0.shape[:-1], *row_shape)
+            try:
+                tensors[i] = tensors[i].expand(shape)
+            except RuntimeError as error:
+                got = tuple(tensors[i].shape)
+                raise ValueError(f"{name} has shape {got}, which does not broadcast to y0's, {shape}") from error
+        return self.flat(tensors)
 
     def _watched(self, t: Tensor, *inputs: Any) -> Any:
         """Call f; in the second evaluation, or in the first of a backward pass, check whether its result changes."""
@@ -291,19 +287,17 @@ class InitialValueProblem(FlatProblem):
 
     def time_tensors(self, times: Sequence[float]) -> Sequence[Tensor]:
         """Return the times as f gets them: scalar tensors on the device of the state."""
-        tensors = self.to_tensor(times).unbind()
-        if self.y0.device.type != "cpu":
+        dtype, device = self.time_dtype, self.y0.device
+        # Filled on the device: a copy from the host would synchronise. Taking one tensor apart would take longer.
+        tensors = [torch.scalar_tensor(time, dtype=dtype, device=device) for time in times]
+        if device.type != "cpu":
             store_times(tensors, times)
         return tensors
 
     def to_tensor(self, values: Sequence[float]) -> Tensor:
         """Return times or step sizes as a tensor [len(values)] on the device of the state."""
-        device = self.y0.device
-        if device.type == "cpu":
-            return torch.tensor(values, dtype=self.time_dtype)
-        # Filled on the device: a copy from the host would synchronise.
-        numbers = [torch.full((), value, dtype=self.time_dtype, device=device) for value in values]
-        return torch.stack(numbers) if numbers else torch.empty(0, dtype=self.time_dtype, device=device)
+        on_cpu = self.y0.device.type == "cpu"
+        return torch.tensor(values, dtype=self.time_dtype) if on_cpu else torch.stack([*self.time_tensors(values)])
 
     def evaluate_with_graph(self, t: Tensor, y: Tensor, args: Sequence[Tensor], stats: Stats | None) -> EvaluationGraph:
         """Evaluate f with its graph, even under ``torch.no_grad``; args, stats: see ``__call__``."""
@@ -323,6 +317,20 @@ class InitialValueProblem(FlatProblem):
     def unflatten(self, y: Tensor) -> Any:
         """Return a flat state in the user's structure; see ``StateLayout.unflatten``."""
         return self.layout.unflatten(y)
+
+
+@functools.lru_cache(maxsize=64)
+def _tuple_structure(size: int) -> pytree.TreeSpec:
+    return pytree.tree_structure((0,) * size)
+
+
+def _flatten_tree(tree: Any) -> tuple[list[Any], pytree.TreeSpec]:
+    """Do what ``pytree.tree_flatten`` does, which for a few tensors takes as long as a small f."""
+    if isinstance(tree, Tensor):
+        return [tree], _LEAF
+    if type(tree) is tuple and all(isinstance(leaf, Tensor) for leaf in tree):
+        return list(tree), _tuple_structure(len(tree))
+    return pytree.tree_flatten(tree)
 
 
 def times_as_tensor(t: Any) -> Tensor:
@@ -365,22 +373,12 @@ def counting_changes(y: Tensor) -> Tensor:
         return y.clone()
 
 
-def expand_tolerance(name: str, tolerance: Tensor, shape: Sequence[int]) -> Tensor:
-    """Expand a tolerance to the shape of a tensor of the state. Raises ValueError if its shape does not broadcast."""
-    try:
-        return tolerance.expand(shape)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{name} has shape {tuple(tolerance.shape)}, which does not broadcast to y0's, {tuple(shape)}"
-        ) from error
-
-
 def check_state(leaves: list[Any]) -> None:
     """Raise TypeError or ValueError unless these are the tensors of a state, all of one dtype and device."""
     if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
         raise TypeError("y0 must be a tensor, or tuples, lists and dicts of tensors")
     first = leaves[0]
-    if any(leaf.dtype != first.dtype or leaf.device != first.device for leaf in leaves):
+    if any(leaf.dtype != first.dtype or leaf.device != first.device for leaf in leaves[1:]):
         raise ValueError("all tensors of y0 must have one dtype and one device")
     if not (first.dtype.is_floating_point or first.dtype.is_complex):
         raise ValueError(f"y0 must be of a floating-point or complex dtype, got {first.dtype}")
@@ -389,7 +387,7 @@ def check_state(leaves: list[Any]) -> None:
 def _check_times(t: Tensor) -> list[float]:
     if t.is_complex() or t.dtype == torch.bool:
         raise TypeError(f"t must hold real times, got {t.dtype}")
-    if t.dim() != 1 or len(t) < 2:
+    if t.dim() != 1 or t.numel() < 2:
         raise ValueError(f"t must hold two or more times in one dimension, got shape {tuple(t.shape)}")
     times = t.tolist()
     if not all(map(math.isfinite, times)):

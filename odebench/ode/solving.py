@@ -27,7 +27,7 @@ from odebench.ode.methods.scipy_methods import SciPyMethod
 from odebench.ode.methods.steppers import find_method
 from odebench.ode.noise import refuse_layers_in_training_mode
 from odebench.ode.per_sample import RowProblem, grid_with_num_steps, solve_rows, unwrap_rows
-from odebench.ode.plan import SolvePlan, TooManyStepsError, corners_at_times, even_grid
+from odebench.ode.plan import GridFunction, SolvePlan, TooManyStepsError, corners_at_times, even_grid
 from odebench.ode.problem import InitialValueProblem
 from odebench.ode.solution import Solution, SolveError, Status
 from odebench.ode.torch_func import check_mode_under_transform, needs_derivative, transform_active, under_vmap
@@ -111,14 +111,18 @@ def solve(
         RowProblem(f, y0, t, args) if stepping == "per_sample" else InitialValueProblem(f, y0, t, unwrap_rows(args))
     )
     problem.buffered = refuse_layers_in_training_mode(f, (value for _, value in problem.layout.constants))
+    description, max_steps = find_method(method), as_positive_integer("max_steps", max_steps)
+    tolerance = Tolerance(problem.flat_tolerance(rtol, "rtol"), problem.flat_tolerance(atol, "atol"))
+    grid = _fixed_grid(problem, steps, step_size, max_steps)
     plan = SolvePlan(
-        method=find_method(method),
-        tolerance=Tolerance(problem.flat_tolerance(rtol, "rtol"), problem.flat_tolerance(atol, "atol")),
-        grid=None,
+        method=description if grid is None else description.for_fixed_steps(),
+        tolerance=tolerance if grid is None else None,
+        grid=grid,
+        corners=None if grid is None else corners_at_times,
         first_step=None if first_step is None else as_positive("first_step", first_step),
         min_step=as_number("min_step", min_step),
         max_step=as_positive("max_step", max_step),
-        max_steps=as_positive_integer("max_steps", max_steps),
+        max_steps=max_steps,
         controller=find_controller(controller),
         norm=rms_over(group),
         group=group,
@@ -128,7 +132,7 @@ def solve(
         dense=as_flag("dense", dense),
         compile=_as_compile(compile),
     )
-    plan, mode = check_plan(_with_fixed_steps(plan, steps, step_size, problem)), find_gradient_mode(gradient)
+    plan, mode = check_plan(plan), find_gradient_mode(gradient)
     if isinstance(problem, RowProblem):
         check_combination(problem, plan, mode, event is not None)
         solution = solve_rows(problem, plan, mode, event)
@@ -277,14 +281,14 @@ def find_gradient_mode(gradient: str | GradientMode) -> GradientMode:
     return GRADIENTS[gradient]()
 
 
-def _with_fixed_steps(
-    plan: SolvePlan, steps: int | None, step_size: float | None, problem: InitialValueProblem | RowProblem
-) -> SolvePlan:
-    """Return the plan, with fixed steps if ``steps`` or ``step_size`` is given."""
+def _fixed_grid(
+    problem: InitialValueProblem | RowProblem, steps: int | None, step_size: float | None, max_steps: int
+) -> GridFunction | None:
+    """Return the grid of the fixed steps; None for adaptive steps."""
+    if steps is None and step_size is None:
+        return None
     if steps is not None and step_size is not None:
         raise ValueError("give steps or step_size, not both")
-    if steps is None and step_size is None:
-        return plan
     if isinstance(problem, RowProblem):
         span = max((problem.times[-1] - problem.times[0]).abs().tolist(), default=0.0)
     else:
@@ -297,12 +301,11 @@ def _with_fixed_steps(
         size = span / count
         grid = grid_with_num_steps(count) if isinstance(problem, RowProblem) else even_grid(size)
     # Check before making a grid that would be too large; 1.001 allows for rounding.
-    if span > 1.001 * size * plan.max_steps:
+    if span > 1.001 * size * max_steps:
         raise TooManyStepsError(
-            f"{span / size:.6g} steps are more than max_steps={plan.max_steps}; take larger steps, or raise max_steps"
+            f"{span / size:.6g} steps are more than max_steps={max_steps}; take larger steps, or raise max_steps"
         )
-    method = plan.method.for_fixed_steps()
-    return dataclasses.replace(plan, method=method, tolerance=None, grid=grid, corners=corners_at_times)
+    return grid
 
 
 def check_plan(plan: SolvePlan) -> SolvePlan:

@@ -110,7 +110,7 @@ def test_one_or_two_further_choices(method, number, monkeypatch):
 
 
 def test_a_conflict_blames_arguments_that_exist():
-    known = {*Combination.__dataclass_fields__, "steps", "step_size", "rtol"}
+    known = {*Combination._fields, "steps", "step_size", "rtol"}
     for method, mode, fixed, stepping in itertools.product(METHODS, MODES, (False, True), ("shared", "per_sample")):
         for choices in ((), ("group",), ("compile=solve",), ("compile=solve", "group")):
             conflict = find_conflict(combination(method, MODES[mode], fixed, stepping, choices))

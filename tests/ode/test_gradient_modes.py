@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from odebench.ode import GRADIENTS, METHODS, Tableau, solve
-from odebench.ode.integrate import ForwardSolve
+from odebench.ode.forward_solve import ForwardSolve
 from odebench.ode.methods.implicit import ImplicitTableau
 from odebench.ode.methods.scipy_methods import SciPyMethod
 from odebench.ode.plan import SolvePlan

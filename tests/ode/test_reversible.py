@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from odebench.ode import GRADIENTS, METHODS, SolveError, Stats, Status, solve
+from odebench.ode.forward_solve import ForwardSolve
 from odebench.ode.gradients.captured_tensors import GradientAccumulator
 from odebench.ode.gradients.reversible import REVERSE_STEPPERS, BackwardField
-from odebench.ode.integrate import ForwardSolve
 from odebench.ode.methods.explicit import BOSH3, DOPRI5, MIDPOINT, RK4
 from odebench.ode.methods.explicit_high_order import DOPRI8
 from odebench.ode.methods.reversible import AsynchronousLeapfrog, ReversibleHeun, ReversibleRungeKutta

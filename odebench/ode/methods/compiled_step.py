@@ -63,8 +63,7 @@ class CompiledStep:
 def _compile(
     f: Callable[..., Any], layout: StateLayout, method: Tableau, with_stages: bool, one_sided: bool, device_type: str
 ) -> StepFunction:
-    # Compute cached properties before tracing: torch would break the graph at a property that it has to compute.
-    fsal, _, _, _ = method.fsal, layout.is_tensor, layout.is_tuple, layout.view_shape
+    fsal = method.fsal  # a cached property, at which torch would break the graph
 
     def step(
         numbers: Tensor, y: Tensor, k0: Tensor, args: list[Tensor], tolerance: Tensor | None

@@ -110,6 +110,10 @@ class Tableau(ButcherTableau):
 
     def for_fixed_steps(self) -> "Tableau":
         """Return this method without its error estimate, for fixed steps."""
+        return self._without_error
+
+    @cached_property
+    def _without_error(self) -> "Tableau":
         s = self.stages - 1 if self.fsal else self.stages
         return Tableau(self.name, self.source, self.order, self.c[:s], self.a[:s], self.b[:s])
 
