@@ -17,7 +17,6 @@ _WORDS = {
     "compile": "compiled step",
     "group": "group of processes",
     "fixed": "fixed steps",
-    "tensor_tolerance": "tolerance for each component",
 }
 
 
@@ -27,7 +26,6 @@ class Combination(NamedTuple):
     differentiable: whether the solution must have a gradient.
     fixed: whether the steps are fixed.
     compile: True or "step" if the step is compiled, "solve" if the whole loop is compiled, else False.
-    tensor_tolerance: whether a tolerance differs between components.
     keep, recompute, checkpoints: the options of gradient="checkpoint".
     norm: the norm of the error in the adjoint's backward solve.
     adjoint_method, adjoint_steps: the method and the number of fixed steps of the adjoint's backward solve; None takes
@@ -40,7 +38,6 @@ class Combination(NamedTuple):
     fixed: bool = False
     stepping: str = "shared"
     compile: bool | str = False
-    tensor_tolerance: bool = False
     event: bool = False
     dense: bool = False
     step_t: bool = False
@@ -110,9 +107,9 @@ def _of_compiled_solve(c: Combination) -> Conflict | None:
     if c.checkpoints is not None:
         reason = "the whole solve stores every step"
         return Conflict(("compile", "checkpoints"), reason, "leave checkpoints out, or choose compile=step")
-    for argument in ("fixed", "event", "dense", "group", "tensor_tolerance"):
+    for argument in ("fixed", "event", "dense", "group"):
         if getattr(c, argument):
-            blamed = {"fixed": "steps", "tensor_tolerance": "rtol"}.get(argument, argument)
+            blamed = {"fixed": "steps"}.get(argument, argument)
             reason = f"the whole solve has no {_WORDS.get(argument, argument)}"
             return Conflict(("compile", blamed), reason, "leave it out, or choose compile=step")
     return None

@@ -225,7 +225,6 @@ def check_combination(
         fixed=plan.tolerance is None,
         stepping="per_sample" if isinstance(problem, RowProblem) else "shared",
         compile=plan.compile,
-        tensor_tolerance=plan.tolerance is not None and plan.tolerance.numbers is None,
         event=event,
         dense=plan.dense,
         step_t=bool(plan.step_times),

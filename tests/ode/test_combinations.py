@@ -115,9 +115,3 @@ def test_a_conflict_blames_arguments_that_exist():
         for choices in ((), ("group",), ("compile=solve",), ("compile=solve", "group")):
             conflict = find_conflict(combination(method, MODES[mode], fixed, stepping, choices))
             assert conflict is None or known.issuperset(conflict.arguments)
-
-
-def test_tolerances_of_each_component_are_refused_in_a_compiled_solve():
-    assert find_conflict(Combination(METHODS["dopri5"], compile="solve", tensor_tolerance=True)).arguments[1] == "rtol"
-    with pytest.raises(ValueError, match="compile='solve': the whole solve has no tolerance for each component"):
-        solve(lambda t, y: -y, Y0, T, rtol=torch.full((2, 2), 1e-3), compile="solve")

@@ -15,6 +15,7 @@ from torch import nn
 
 from odebench.ode import METHODS, Status, Tableau, solve
 from odebench.ode.compiled import run as compiled_run
+from odebench.ode.compiled.graph import loop
 
 ADAPTIVE = [name for name, method in METHODS.items() if isinstance(method, Tableau) and method.adaptive]
 # Warnings of torch while its compiler starts.
@@ -91,6 +92,14 @@ def test_structures_of_tensors(uncompiled, method, dtype):
     torch.testing.assert_close(compiled[0].y, eager[0].y, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(compiled[1], eager[1], rtol=tolerance, atol=tolerance)
     assert compiled[0].stats.nfe == eager[0].stats.nfe
+
+
+@pytest.mark.parametrize("times", [(0.0, 2.0), (0.0, 0.4, 2.0)])
+@pytest.mark.parametrize("name", ["rtol", "atol"])
+def test_a_tolerance_for_each_component(uncompiled, name, times):
+    field, (y0, scale) = Network(), start()
+    options = {"rtol": 1e-5, "atol": 1e-6, name: torch.tensor([[1e-4, 1e-6], [1e3, 0.0], [1e-5, 1e-5]])}
+    assert_equal(*both(field, y0, times, (scale,), field.parameters(), **options))
 
 
 def test_without_a_gradient(uncompiled):
@@ -174,6 +183,20 @@ def test_parameters_that_begin_to_require_a_gradient(captured):
     assert gradients() == 5
     field.other = nn.Parameter(torch.tensor(2.0))
     assert gradients() == gradients() == 6
+
+
+def test_parameters_of_modules_whose_methods_a_field_holds(uncompiled):
+    class Scaled(nn.Module):
+        def __init__(self, *functions):
+            super().__init__()
+            self.functions = functions
+
+        def forward(self, t, y, scale):
+            return sum(function(t, y, scale) for function in self.functions)
+
+    field, (y0, scale) = Network(), start()
+    assert_equal(*both(Scaled(field.twice), y0, (0.0, 1.0), (scale,), field.parameters()))
+    assert_equal(*both(field.twice, y0, (0.0, 1.0), (scale,), field.parameters()))
 
 
 def test_the_gradient_of_times(uncompiled):
@@ -392,6 +415,13 @@ def test_the_loops_are_captured_whole(captured, caplog):
         "compiling the solve",
         "compiling the gradient",
     ]
+
+
+def test_a_loop_whose_tensors_change_their_strides_is_captured(captured):
+    def count(x):
+        return loop(lambda n, x: n < 3, lambda n, x: (n + 1, ((x + 1).t() * 1).t()), (torch.tensor(0), x))[1]
+
+    assert torch.equal(torch.compile(count)(torch.zeros(2, 1)), torch.full((2, 1), 3.0))
 
 
 @needs_compiler

@@ -70,7 +70,7 @@ def make_forward(
         numbers: [12] start, proposed step or NaN if it is to be searched, last error ratios (one, and those of the last
             two accepted steps), end, time left in the solve, direction, min_step, max_step, 1e-12 of the largest time,
             attempts left.
-        tolerance: [2] rtol and atol. times: [T] output times, and NaN.
+        tolerance: rtol and atol, [2] or [2, N]. times: [T] output times, and NaN.
         polynomials: see ``output_weights``. states [T, N]: those of earlier calls.
         steps [rows, 4]: overwritten with the accepted steps; see ``STEP_COLUMNS``.
         kept [rows, S + 1, N] or [1, S + 1, N]: overwritten with y and the stages of each, or of the last attempt.

@@ -25,7 +25,10 @@ def loop(condition: Loop, body: Loop, carried: tuple[Tensor, ...]) -> Sequence[T
     if torch.compiler.is_compiling():
         from torch._higher_order_ops.while_loop import while_loop
 
-        return while_loop(condition, body, carried)
+        def body_with_equal_strides(*carried: Tensor) -> tuple[Tensor, ...]:
+            return tuple(map(_contiguous, body(*carried)))
+
+        return while_loop(condition, body_with_equal_strides, tuple(map(_contiguous, carried)))
     while condition(*carried):
         carried = body(*carried)
     return carried
@@ -35,6 +38,11 @@ def num_graphs() -> int:
     """How many graphs torch has captured so far; it captures f again when its code or its Python objects change."""
     dynamo = sys.modules.get("torch._dynamo.utils")
     return 0 if dynamo is None else dynamo.counters["stats"]["unique_graphs"]
+
+
+def _contiguous(x: Tensor) -> Tensor:
+    """The tensor with contiguous strides, also along dimensions of size 1: a loop must not change the strides."""
+    return x if x.dim() < 2 else x.reshape(-1).reshape(x.shape)
 
 
 class CompiledGraph:

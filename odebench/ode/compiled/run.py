@@ -3,7 +3,7 @@
 import bisect
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from odebench.ode.compiled.forward import LoopStages, make_forward
 from odebench.ode.compiled.graph import CompiledGraph
 from odebench.ode.compiled.outputs import StepBuffers, StoredSteps
 from odebench.ode.compiled.step_control import LoopState
-from odebench.ode.control import Controller
+from odebench.ode.control import Controller, Tolerance
 from odebench.ode.dense import weights_by_power
 from odebench.ode.integrate import IntegrationResult
 from odebench.ode.methods.tableau import Tableau
@@ -48,6 +48,9 @@ class CompiledSolve:
         keep: bool,
     ) -> None:
         self.field, self.method, self.controller, self.inner = field, method, controller, inner
+        if isinstance(field.f, nn.Module):
+            # It may hold functions of other modules, as an AugmentedField does.
+            modules = modules_of(x for xs in vars(field.f).values() if isinstance(xs, tuple) for x in xs)
         self.module, self.is_checked = FieldModule(field.f, modules), False
         self.used: UsedParameters | None = None
         self.forward = CompiledGraph(make_forward(field, method, controller, inner), "solve")
@@ -72,6 +75,12 @@ class CompiledSolve:
         return StepBuffers(self._spare, rows, (rows if self._keep else 1, self._num_kept, y.numel()), y)
 
 
+def modules_of(functions: Iterable[Callable[..., Any]]) -> tuple[nn.Module, ...]:
+    """The modules that the functions refer to; of a module's method also this module, which it may call."""
+    found = [x for f in functions for x in (getattr(f, "__self__", None), *(held for _, held in referenced_objects(f)))]
+    return tuple(dict.fromkeys(x for x in found if isinstance(x, nn.Module)))
+
+
 # Bounded, since each entry keeps its function; a new lambda in every solve compiles every time.
 @functools.lru_cache(maxsize=64)
 def _compiled_solve(*key: Any) -> CompiledSolve:
@@ -86,12 +95,12 @@ def find_compiled_solve(problem: InitialValueProblem, plan: SolvePlan, keep: boo
     """
     f, inner = problem.f, len(problem.times) > 2
     # The parameters of a module f are found in each solve.
-    modules = () if isinstance(f, nn.Module) else (x for _, x in referenced_objects(f) if isinstance(x, nn.Module))
+    modules = () if isinstance(f, nn.Module) else modules_of([f])
     field = Field(f, problem.layout, plan.one_sided)
     choices: tuple[Any, ...] = (plan.method, plan.controller, inner, keep or inner)
     sizes = tuple((arg.shape, arg.dtype) for arg in problem.args)
     try:
-        return _compiled_solve(field, tuple(dict.fromkeys(modules)), *choices, sizes)
+        return _compiled_solve(field, modules, *choices, sizes)
     except TypeError as error:
         raise ValueError(f"compile='solve': f and the constants in args must be hashable ({error})") from error
 
@@ -128,12 +137,11 @@ def run_compiled(problem: InitialValueProblem, plan: SolvePlan, keep: bool = Fal
 
 def _run(problem: InitialValueProblem, plan: SolvePlan, solve: CompiledSolve, y: Tensor) -> CompiledRun:
     assert plan.tolerance is not None
-    assert plan.tolerance.numbers is not None
     t, end = problem.times[0], problem.times[-1]
     h, ratio, past, attempts = plan.first_step or math.nan, math.nan, [1.0, 1.0], 0
     direction = math.copysign(1.0, end - t)
     bounds = [plan.min_step, plan.max_step, 1e-12 * max(abs(t), abs(end))]
-    tolerance, args = constant(plan.tolerance.numbers, y.dtype, y.device), [arg.detach() for arg in problem.args]
+    tolerance, args = _as_tensor(plan.tolerance, y), [arg.detach() for arg in problem.args]
     times = _padded(problem.times)
     states = constant((0.0,), y.dtype, y.device).expand(len(times), y.numel())
     chunks: list[StoredSteps] = []
@@ -174,6 +182,13 @@ def _padded(times: list[float]) -> Tensor:
     while length < len(times):
         length *= 4 if length > 2 else 2
     return torch.tensor([*times, *[math.nan] * (length - len(times))], dtype=torch.float64)
+
+
+def _as_tensor(tolerance: Tolerance, y: Tensor) -> Tensor:
+    """rtol and atol as a tensor [2], or [2, N] if one of them differs between the components of y [N]."""
+    if tolerance.numbers:
+        return constant(tolerance.numbers, y.dtype, y.device)
+    return torch.stack([torch.as_tensor(x, dtype=y.dtype).expand_as(y) for x in (tolerance.rtol, tolerance.atol)])
 
 
 def _status(state: float, attempts: int, ratio: float) -> Status:

@@ -114,11 +114,13 @@ def own_code(function: Any) -> Callable[..., Any]:
 def scaled_error_norm(error: Tensor, y: Tensor, y_next: Tensor, tolerance: Tensor) -> Tensor:
     """Return the root mean square of an error [N] in units of the tolerance.
 
-    y, y_next: the states at both ends of the step. tolerance: the tensor [rtol, atol].
+    y, y_next: the states at both ends of the step. tolerance: rtol and atol, [2], or [2, N] for each component.
     """
     rtol, atol = tolerance.unbind()
     size = torch.maximum(y.detach().abs(), y_next.detach().abs())
-    scale = (atol + rtol * size).clamp_min(torch.finfo(tolerance.dtype).tiny)
+    scale = atol + rtol * size
+    if tolerance.dim() == 1:
+        scale = scale.clamp_min(torch.finfo(tolerance.dtype).tiny)
     return torch.linalg.vector_norm(error / scale) / math.sqrt(max(y.numel(), 1))
 
 
