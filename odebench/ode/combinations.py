@@ -107,9 +107,9 @@ def _of_compiled_solve(c: Combination) -> Conflict | None:
     if c.checkpoints is not None:
         reason = "the whole solve stores every step"
         return Conflict(("compile", "checkpoints"), reason, "leave checkpoints out, or choose compile=step")
-    for argument in ("fixed", "event", "dense", "group"):
+    for argument in ("fixed", "event", "group"):
         if getattr(c, argument):
-            blamed = {"fixed": "steps"}.get(argument, argument)
+            blamed = "steps" if argument == "fixed" else argument
             reason = f"the whole solve has no {_WORDS.get(argument, argument)}"
             return Conflict(("compile", blamed), reason, "leave it out, or choose compile=step")
     return None

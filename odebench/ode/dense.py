@@ -113,7 +113,8 @@ class _RefuseGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, None]:
         raise RuntimeError(
-            "dense output is differentiable with gradient='backprop' only; use it, or pass the times of the loss in t"
+            "dense output is differentiable only with gradient='backprop' and without compile='solve'; use these, or "
+            "pass the times of the loss in t"
         )
 
 

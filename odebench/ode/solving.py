@@ -176,7 +176,8 @@ def finish(
         states = torch.stack([problem.first_output, *later, *states[outcome.reached :]])
     dense = None
     if plan.dense and result.interpolants:
-        source = states if states.requires_grad and mode.name != "backprop" else None
+        has_graph = mode.name == "backprop" and plan.compile != "solve"
+        source = states if states.requires_grad and not has_graph else None
         dense = DenseOutput(result.interpolants, problem.unflatten, outcome.time, source)
     if result.stepper:
         problem.stats.stiffness = result.stepper.stiffness()

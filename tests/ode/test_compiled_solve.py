@@ -134,6 +134,28 @@ def test_times_that_a_step_must_end_at(uncompiled, stops, method, times):
     assert_equal(*both(field, y0, times, (scale,), field.parameters(), **options))
 
 
+@pytest.mark.parametrize("method", ["dopri5", "tsit5", "vern7"])
+@pytest.mark.parametrize("times", [(0.0, 2.0), (2.0, 1.9, 0.0)], ids=["ends", "inside"])
+def test_dense_output_and_its_gradient_that_would_be_lost(uncompiled, method, times):
+    field, (y0, scale) = Network(), start()
+    options = {"dense": True, "method": method, "controller": "pi"}
+    eager, compiled = both(field, y0, times, (scale,), field.parameters(), **options)
+    assert_equal(eager, compiled)
+    at = torch.linspace(0.0, 2.0, 23, dtype=torch.float64)
+    torch.testing.assert_close(compiled[0].dense(at), eager[0].dense(at), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(compiled[0].dense.derivative(at), eager[0].dense.derivative(at), rtol=1e-7, atol=1e-7)
+    with pytest.raises(RuntimeError, match="and without compile='solve'"):
+        compiled[0].dense(at).sum().backward()
+
+
+def test_tolerances_of_components(uncompiled):
+    field, (y0, scale) = Network(), start()
+    for rtol in (torch.tensor([1e-3, 1e-7]), 0.0):
+        atol = torch.full((3, 1), 1e-6)
+        for times in ((0.0, 2.0), (0.0, 0.1, 2.0)):
+            assert_equal(*both(field, y0, times, (scale,), field.parameters(), rtol=rtol, atol=atol))
+
+
 def test_large_states_have_few_rows(uncompiled, monkeypatch):
     monkeypatch.setattr(compiled_run, "BUFFER_BYTES", 1000)
     compiled_run._compiled_solve.cache_clear()

@@ -123,7 +123,7 @@ def test_differentiating_it_raises_if_the_gradient_would_be_lost(mode):
     start = torch.tensor([0.9, 1.2], dtype=torch.float64, requires_grad=True)
     solution = solve(lambda t, y: -y, start, [0.0, 1.0], dense=True, gradient=mode)
     for read in (solution.dense, solution.dense.derivative):
-        with pytest.raises(RuntimeError, match="dense output is differentiable with gradient='backprop' only"):
+        with pytest.raises(RuntimeError, match="dense output is differentiable only with gradient='backprop'"):
             (solution.y[-1].sum() + read(0.4).sum()).backward()
     assert start.grad is None
     with torch.no_grad():

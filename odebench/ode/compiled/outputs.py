@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from odebench.ode.compiled.step_control import STEP_COLUMNS
+from odebench.ode.dense import Interpolant
+from odebench.ode.methods.tableau import Tableau
 
 # The buffers of finished solves are used again, unless they are large: fresh memory costs its page faults.
 MAX_SPARE_BUFFERS, MAX_SPARE_BYTES = 4, 2**24
@@ -58,3 +60,11 @@ class StoredSteps(NamedTuple):
             if is_inside:
                 found[step] = time != ends[step]
         return found
+
+    def interpolants(self, method: Tableau) -> list[Interpolant]:
+        """The dense output of each step."""
+        assert method.dense is not None
+        # A copy, since another solve may use the buffers.
+        kept = self.buffers.kept[: self.n, : len(method.dense) + 1].clone()
+        steps = zip(self.rows, kept.unbind(), strict=True)
+        return [Interpolant(row[0], row[1], states[0], states[1:], method.dense) for row, states in steps]

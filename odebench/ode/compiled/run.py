@@ -93,7 +93,7 @@ def find_compiled_solve(problem: InitialValueProblem, plan: SolvePlan, keep: boo
 
     Raises ValueError if f or a constant in args is not hashable.
     """
-    f, inner = problem.f, len(problem.times) > 2
+    f, inner = problem.f, len(problem.times) > 2 or plan.dense
     # The parameters of a module f are found in each solve.
     modules = () if isinstance(f, nn.Module) else modules_of([f])
     field = Field(f, problem.layout, plan.one_sided)
@@ -141,7 +141,7 @@ def _run(problem: InitialValueProblem, plan: SolvePlan, solve: CompiledSolve, y:
     h, ratio, past, attempts = plan.first_step or math.nan, math.nan, [1.0, 1.0], 0
     direction = math.copysign(1.0, end - t)
     bounds = [plan.min_step, plan.max_step, 1e-12 * max(abs(t), abs(end))]
-    tolerance, args = _as_tensor(plan.tolerance, y), [arg.detach() for arg in problem.args]
+    tolerance, args = _tolerance(plan.tolerance, y), [arg.detach() for arg in problem.args]
     times = _padded(problem.times)
     states = constant((0.0,), y.dtype, y.device).expand(len(times), y.numel())
     chunks: list[StoredSteps] = []
@@ -173,7 +173,16 @@ def _run(problem: InitialValueProblem, plan: SolvePlan, solve: CompiledSolve, y:
     outcome = SolveOutcome(status, reached, t, direction * step, ratio, problem.stats.nfe, attempted=attempts > 0)
     states, output_rows = states[: len(problem.times)], list(range(len(problem.times)))
     result = IntegrationResult(states, outcome, h, None, problem.times, output_rows, t)
+    if plan.dense:
+        result.interpolants = [x for chunk in chunks for x in chunk.interpolants(solve.method)]
     return CompiledRun(result, solve, chunks, times)
+
+
+def _tolerance(tolerance: Tolerance, y: Tensor) -> Tensor:
+    """rtol and atol as a tensor [2], or [2, N] if one of them differs between components."""
+    if tolerance.numbers:
+        return constant(tolerance.numbers, y.dtype, y.device)
+    return torch.stack([torch.as_tensor(x, dtype=y.dtype).expand_as(y) for x in (tolerance.rtol, tolerance.atol)])
 
 
 def _padded(times: list[float]) -> Tensor:
@@ -182,13 +191,6 @@ def _padded(times: list[float]) -> Tensor:
     while length < len(times):
         length *= 4 if length > 2 else 2
     return torch.tensor([*times, *[math.nan] * (length - len(times))], dtype=torch.float64)
-
-
-def _as_tensor(tolerance: Tolerance, y: Tensor) -> Tensor:
-    """rtol and atol as a tensor [2], or [2, N] if one of them differs between the components of y [N]."""
-    if tolerance.numbers:
-        return constant(tolerance.numbers, y.dtype, y.device)
-    return torch.stack([torch.as_tensor(x, dtype=y.dtype).expand_as(y) for x in (tolerance.rtol, tolerance.atol)])
 
 
 def _status(state: float, attempts: int, ratio: float) -> Status:
@@ -212,7 +214,7 @@ def _count(
     stats.nfe += 1 + attempts * (method.stages - 1) + len(plan.jump_times & ends - {times[-1]})
     if method.fsal and not method.extra_c:
         return
-    has_outputs = [inside for chunk in chunks for inside in chunk.has_outputs_inside(times)]
+    has_outputs = [plan.dense or inside for chunk in chunks for inside in chunk.has_outputs_inside(times)]
     stats.nfe += sum(has_outputs) * len(method.extra_c)
     if not method.fsal:
         followed = has_outputs[:-1] if times[-1] in ends else has_outputs
