@@ -3,7 +3,7 @@
 The rules of ``step_control.py`` choose its steps.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -44,15 +44,148 @@ class LoopStages(NamedTuple):
         return cls(c, a, method.b, method.error, method.dense, end)
 
 
+class Numbers(NamedTuple):
+    """The numbers that a run of the loop starts from.
+
+    start, end: its times. first_step: the proposed size; NaN if it is to be searched. ratio: of the last attempt.
+    past: the error ratios of the last two accepted steps. span: the time left in the solve, signed. direction: 1 or -1.
+    max_steps: the attempts that are left.
+    """
+
+    start: Tensor
+    first_step: Tensor
+    ratio: Tensor
+    past: tuple[Tensor, Tensor]
+    end: Tensor
+    span: Tensor
+    direction: Tensor
+    bounds: StepBounds
+    max_steps: Tensor
+
+    @classmethod
+    def of(cls, numbers: Tensor) -> "Numbers":
+        """numbers: [12] the fields in order, those of tuples one after the other."""
+        # Copies, as a loop takes no two views of one tensor.
+        start, first_step, ratio, last, before_last, end, span, direction, *bounds, max_steps = (
+            x.clone() for x in numbers.unbind()
+        )
+        past = (last, before_last)
+        return cls(start, first_step, ratio, past, end, span, direction, StepBounds(*bounds), max_steps)
+
+
+class AdaptiveLoop(NamedTuple):
+    """The loop over attempted steps.
+
+    steps [rows, 4]: overwritten with the accepted steps; see ``STEP_COLUMNS``.
+    kept [rows, S + 1, N] or [1, S + 1, N]: overwritten with y and the stages of each, or of the last attempt.
+    """
+
+    field: Field
+    args: list[Tensor]
+    stages: LoopStages
+    order: int
+    controller: Controller
+    tolerance: Tensor
+    numbers: Numbers
+    steps: Tensor
+    kept: Tensor
+
+    def first_step(self, y: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """The size of the first step, and the evaluations that its search took; k: f [N] at y [N]."""
+        start, span = self.numbers.start, self.numbers.span
+
+        def is_unknown(unknown: Tensor, h: Tensor, evaluations: Tensor) -> Tensor:
+            return unknown.clone()
+
+        def search(unknown: Tensor, h: Tensor, evaluations: Tensor) -> tuple[Tensor, ...]:
+            h, evaluated = first_step_size(self.field, start, y, k, self.args, span, self.order, self.tolerance)
+            return torch.zeros_like(unknown), h, evaluations + evaluated
+
+        h, zero = self.numbers.first_step, torch.zeros((), dtype=torch.int64)
+        _, h, evaluations = loop(is_unknown, search, (h.isnan(), h, zero))
+        return h, evaluations
+
+    def fit(self, t: Tensor, h: Tensor, n: Tensor, attempts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The next step within its bounds as proposed and as fitted to the end, and the ``LoopState``."""
+        h, step, too_small = fit_step(t, h, self.numbers.end, self.numbers.bounds)
+        state = torch.where(n < self.steps.shape[0], int(LoopState.running), int(LoopState.full))
+        state = torch.where(attempts < self.numbers.max_steps, state, int(LoopState.max_steps))
+        return h, step, torch.where(too_small, int(LoopState.underflow), state)
+
+    def stages_of_step(self, t: Tensor, h: Tensor, y: Tensor, k: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The state [N] after a step of signed size h, and the stages, each [N]."""
+        stages, direction, h_y = self.stages, self.numbers.direction, h.to(y.dtype)
+        y_next, ks = y, [k]
+        for i in range(1, len(stages.c)):
+            y_i = y + h_y * weighted_sum(stages.a[i], ks)
+            y_next = y_i if i == stages.end else y_next
+            inward = {0.0: direction, 1.0: -direction}.get(stages.c[i])
+            ks.append(self.field.at(t + stages.c[i] * h, y_i, self.args, inward))
+        return y_next, ks
+
+    def attempt(
+        self,
+        state: Tensor,
+        n: Tensor,
+        row: Tensor,
+        attempts: Tensor,
+        t: Tensor,
+        h: Tensor,
+        step: Tensor,
+        ratio: Tensor,
+        y: Tensor,
+        k: Tensor,
+        *past: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Try a step; takes and returns what the loop carries.
+
+        state: a ``LoopState``. n: steps stored. row: of the last attempt; -1 before. attempts: steps tried.
+        t, h, step: time, proposed and fitted next step. ratio: of the last attempt. y, k: the state and f there [N].
+        past: the error ratios of the last two accepted steps; empty for integral control.
+        """
+        end, bounds, kept = self.numbers.end, self.numbers.bounds, self.kept
+        at_end = step == (end - t).abs()
+        signed = self.numbers.direction * step
+        y_next, ks = self.stages_of_step(t, signed, y, k)
+        error = signed.to(y.dtype) * weighted_sum(self.stages.error, ks)
+        ratio = scaled_error_norm(error, y, y_next, self.tolerance).to(torch.float64)
+        accepted = (ratio <= 1) | ((h <= bounds.min_step) & (ratio < torch.inf))
+        proposal, h_next, past = next_step(self.controller, self.order, h, step, ratio, accepted, past)
+        # Not by steps[n] = ..., which inductor does not lower in a loop.
+        self.steps.index_put_((n.reshape(1),), torch.stack([t, signed, ratio, proposal]).unsqueeze(0))
+        kept_row = n if len(kept) > 1 else torch.zeros_like(n)
+        kept.index_put_((kept_row.reshape(1),), torch.stack([y, *ks]).unsqueeze(0))
+        t_next = torch.where(accepted, torch.where(at_end, end, t + signed), t)
+        n_next = n + accepted.to(torch.int64)
+        h_fitted, step_next, state = self.fit(t_next, h_next, n_next, attempts + 1)
+        finished = accepted & at_end
+        state = torch.where(finished, int(LoopState.finished), state)
+        h_next = torch.where(finished, h_next, h_fitted)
+        y_next, k_next = torch.where(accepted, y_next, y), torch.where(accepted, ks[self.stages.end], k)
+        return state, n_next, n.clone(), attempts + 1, t_next, h_next, step_next, ratio, y_next, k_next, *past
+
+    def run(self, y: Tensor, k: Tensor, h: Tensor) -> Sequence[Tensor]:
+        """Step from y [N], k = f there, with a first step of size h; returns what ``attempt`` does."""
+        start, zero = self.numbers.start, torch.zeros((), dtype=torch.int64)
+        h, step, state = self.fit(start, h, zero, zero)
+        state = torch.where(h.isnan(), int(LoopState.non_finite), state)
+        counts = (zero.clone(), torch.full_like(zero, -1), zero.clone())
+        past = self.numbers.past if self.controller.proportional or self.controller.derivative else ()
+
+        def is_running(state: Tensor, *carried: Tensor) -> Tensor:
+            return state == int(LoopState.running)
+
+        carried = (state, *counts, start.clone(), h, step, self.numbers.ratio, y.clone(), k.clone(), *past)
+        return loop(is_running, self.attempt, carried)
+
+
 def make_forward(
     field: Field, method: Tableau, controller: Controller, inner: bool
 ) -> Callable[..., tuple[Tensor, ...]]:
     """The function ``solve`` below. inner: whether there are output times inside the span."""
-    stages, order = LoopStages.of(method, inner), method.order
+    stages, order, differences = LoopStages.of(method, inner), method.order, method.last_differences
     # Computing cached properties inside would break the graph.
     _ = field.layout.is_tensor, field.layout.is_tuple, field.layout.view_shape
-    uses_past = bool(controller.proportional or controller.derivative)
-    differences = method.last_differences
 
     def solve(
         numbers: Tensor,
@@ -67,129 +200,35 @@ def make_forward(
     ) -> tuple[Tensor, ...]:
         """Step from y [N] until the end, or until ``steps`` is full.
 
-        numbers: [12] start, proposed step or NaN if it is to be searched, last error ratios (one, and those of the last
-            two accepted steps), end, time left in the solve, direction, min_step, max_step, 1e-12 of the largest time,
-            attempts left.
-        tolerance: rtol and atol, [2] or [2, N]. times: [T] output times, and NaN.
-        polynomials: see ``output_weights``. states [T, N]: those of earlier calls.
-        steps [rows, 4]: overwritten with the accepted steps; see ``STEP_COLUMNS``.
-        kept [rows, S + 1, N] or [1, S + 1, N]: overwritten with y and the stages of each, or of the last attempt.
+        numbers: [12] see ``Numbers``. tolerance: rtol and atol, [2] or [2, N]. times: [T] output times, and NaN.
+        polynomials: see ``output_weights``. states [T, N]: those of earlier calls. steps, kept: see ``AdaptiveLoop``.
 
-        Returns y at the end; the states [T, N], NaN at times not reached; what ``output_weights`` returns; and [13] the
-        ``LoopState``, steps stored, row of the last attempt (-1: none), attempts, time, proposed and fitted next step,
-        last ratio, the last two ratios of accepted steps, evaluations of the search, and the norms of the differences
-        between the last two slopes and between their states.
+        Returns y at the end; the states [T, N], NaN at times not reached; what ``output_weights`` returns; and [13]
+        what ``attempt`` returns without y and k, the last two ratios of accepted steps, the evaluations of the search,
+        and the norms of the differences between the last two slopes and between their states.
         """
-        # A loop takes no two views of one tensor.
-        start, first_step, ratio, last_ratio, earlier_ratio, end, span, direction, *bounds, max_steps = (
-            x.clone() for x in numbers.unbind()
-        )
-        min_step, max_step, floor = bounds
-        y_start = y
+        given = Numbers.of(numbers)
+        start, direction = given.start, given.direction
+        adaptive = AdaptiveLoop(field, args, stages, order, controller, tolerance, given, steps, kept)
         k = field.at(start, y, args, direction).clone()
-
-        def is_unknown(unknown: Tensor, h: Tensor, evaluations: Tensor) -> Tensor:
-            return unknown.clone()
-
-        def search(unknown: Tensor, h: Tensor, evaluations: Tensor) -> tuple[Tensor, ...]:
-            h, evaluated = first_step_size(field, start, y, k, args, span, order, tolerance)
-            return torch.zeros_like(unknown), h, evaluations + evaluated
-
-        zero = torch.zeros((), dtype=torch.int64)
-        _, h, evaluations = loop(is_unknown, search, (first_step.isnan(), first_step, zero.clone()))
-
-        def fit(t: Tensor, h: Tensor, n: Tensor, attempts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            """The next step within its bounds as proposed and as fitted to the end, and the ``LoopState``."""
-            h, step, too_small = fit_step(t, h, end, StepBounds(min_step, max_step, floor))
-            state = torch.where(n < steps.shape[0], int(LoopState.running), int(LoopState.full))
-            state = torch.where(attempts < max_steps, state, int(LoopState.max_steps))
-            return h, step, torch.where(too_small, int(LoopState.underflow), state)
-
-        def is_running(state: Tensor, *carried: Tensor) -> Tensor:
-            return state == int(LoopState.running)
-
-        def attempt(
-            state: Tensor,
-            n: Tensor,
-            row: Tensor,
-            attempts: Tensor,
-            t: Tensor,
-            h: Tensor,
-            step: Tensor,
-            ratio: Tensor,
-            y: Tensor,
-            k: Tensor,
-            *past: Tensor,
-        ) -> tuple[Tensor, ...]:
-            at_end = step == (end - t).abs()
-            signed = direction * step
-            h_y = signed.to(y.dtype)
-            y_next, ks = y, [k]
-            for i in range(1, len(stages.c)):
-                y_i = y + h_y * weighted_sum(stages.a[i], ks)
-                y_next = y_i if i == stages.end else y_next
-                inward = {0.0: direction, 1.0: -direction}.get(stages.c[i])
-                ks.append(field.at(t + stages.c[i] * signed, y_i, args, inward))
-            error = h_y * weighted_sum(stages.error, ks)
-            ratio = scaled_error_norm(error, y, y_next, tolerance).to(torch.float64)
-            accepted = (ratio <= 1) | ((h <= min_step) & (ratio < torch.inf))
-            proposal, h_next, past = next_step(controller, order, h, step, ratio, accepted, past)
-            # Not by steps[n] = ..., which inductor does not lower in a loop.
-            steps.index_put_((n.reshape(1),), torch.stack([t, signed, ratio, proposal]).unsqueeze(0))
-            kept_row = n if len(kept) > 1 else torch.zeros_like(n)
-            kept.index_put_((kept_row.reshape(1),), torch.stack([y, *ks]).unsqueeze(0))
-            t_next = torch.where(accepted, torch.where(at_end, end, t + signed), t)
-            n_next = n + accepted.to(torch.int64)
-            h_fitted, step_next, state = fit(t_next, h_next, n_next, attempts + 1)
-            finished = accepted & at_end
-            return (
-                torch.where(finished, int(LoopState.finished), state),
-                n_next,
-                n.clone(),
-                attempts + 1,
-                t_next,
-                torch.where(finished, h_next, h_fitted),
-                step_next,
-                ratio,
-                torch.where(accepted, y_next, y),
-                torch.where(accepted, ks[stages.end], k),
-                *past,
-            )
-
-        h, step, state = fit(start, h, zero, zero)
-        state = torch.where(h.isnan(), int(LoopState.non_finite), state)
-        ratios = (last_ratio, earlier_ratio)
-        carried = (
-            state,
-            zero.clone(),
-            torch.full_like(zero, -1),
-            zero.clone(),
-            start.clone(),
-            h,
-            step,
-            ratio,
-            y.clone(),
-            k.clone(),
-        )
-        state, n, row, attempts, t, h, step, ratio, y, _, *past = loop(
-            is_running, attempt, (*carried, *(ratios if uses_past else ()))
-        )
-        finished = state == int(LoopState.finished)
-        states = torch.where(start == times[0], torch.nan, states)
+        h, evaluations = adaptive.first_step(y, k)
+        state, n, row, attempts, t, h, step, ratio, y_end, _, *past = adaptive.run(y, k, h)
         weights: tuple[Tensor, ...] = ()
+        states = torch.where(start == times[0], torch.nan, states)
         if inner:
             weights = output_weights(times, steps, n, start, t, direction, polynomials, kept.dtype)
             idx, weight, inside = weights
             rows = kept.index_select(0, idx)[:, : weight.shape[1]]
             states = torch.where(inside.unsqueeze(1), (weight.unsqueeze(2) * rows).sum(1), states)
-        states = torch.where((times == start).unsqueeze(1), y_start, states)
-        states = torch.where(((times == end) & finished).unsqueeze(1), y, states)
+        is_end = (times == given.end) & (state == int(LoopState.finished))
+        states = torch.where((times == start).unsqueeze(1), y, states)
+        states = torch.where(is_end.unsqueeze(1), y_end, states)
         norms = [torch.zeros_like(t)] * 2
         if differences:
             ks = kept.index_select(0, row.clamp(min=0, max=len(kept) - 1).reshape(1))[0].unbind()[1:]
             norms = [torch.linalg.vector_norm(weighted_sum(w, ks)) for w in differences]
-        info = [state, n, row, attempts, t, h, step, ratio, *(past or ratios), evaluations, *norms]
-        return y, states, *weights, torch.stack([x.to(torch.float64) for x in info])
+        info = [state, n, row, attempts, t, h, step, ratio, *(past or given.past), evaluations, *norms]
+        return y_end, states, *weights, torch.stack([x.to(torch.float64) for x in info])
 
     return solve
 
