@@ -16,7 +16,6 @@ _WORDS = {
     "dense": "dense output",
     "compile": "compiled step",
     "group": "group of processes",
-    "fixed": "fixed steps",
 }
 
 
@@ -107,11 +106,12 @@ def _of_compiled_solve(c: Combination) -> Conflict | None:
     if c.checkpoints is not None:
         reason = "the whole solve stores every step"
         return Conflict(("compile", "checkpoints"), reason, "leave checkpoints out, or choose compile=step")
-    for argument in ("fixed", "event", "group"):
+    for argument in ("event", "dense", "group") if c.fixed else ("event", "group"):
         if getattr(c, argument):
-            blamed = "steps" if argument == "fixed" else argument
-            reason = f"the whole solve has no {_WORDS.get(argument, argument)}"
-            return Conflict(("compile", blamed), reason, "leave it out, or choose compile=step")
+            reason = (
+                f"the whole solve has no {_WORDS.get(argument, argument)}{' at fixed steps' * (argument == 'dense')}"
+            )
+            return Conflict(("compile", argument), reason, "leave it out, or choose compile=step")
     return None
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from odebench.ode.compiled.graph import NotCompiledError
-from odebench.ode.compiled.run import run_compiled
+from odebench.ode.compiled.run import run_compiled, run_fixed
 from odebench.ode.events import EventDetector
 from odebench.ode.integrate import IntegrationResult, Observer, integrate
 from odebench.ode.methods.stepper import Field
@@ -37,7 +37,7 @@ class ForwardSolve:
             nfe = problem.stats.nfe
             try:
                 problem.stats.nfe -= f is not None  # the graph evaluates f again
-                return run_compiled(problem, plan).result
+                return run_fixed(problem, plan) if plan.grid else run_compiled(problem, plan).result
             except NotCompiledError:
                 problem.stats.nfe = nfe
                 plan = replace(plan, compile=False)

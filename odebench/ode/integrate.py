@@ -187,7 +187,7 @@ def _step_fixed(
 ) -> tuple[SolveOutcome, float]:
     """Take the steps of the plan's grid, which also end at ``plan.step_times``."""
     h = 0.0
-    grid = _with_stops(times, plan)
+    grid = grid_with_stops(times, plan)
 
     def outcome(status: Status, t: float) -> SolveOutcome:
         return SolveOutcome(status, len(recorder.times), t, h, math.nan, stats.nfe)
@@ -217,7 +217,7 @@ def _step_fixed(
     return outcome(Status.success, times[-1]), abs(h)
 
 
-def _with_stops(times: list[float], plan: SolvePlan) -> list[float]:
+def grid_with_stops(times: list[float], plan: SolvePlan) -> list[float]:
     """Return the grid of fixed steps, which goes through the output times and ``plan.step_times``."""
     assert plan.grid is not None
     if not plan.step_times:

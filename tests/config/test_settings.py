@@ -172,13 +172,9 @@ INVALID = {
     "only steps of explicit Runge-Kutta methods compile, not those of alf; leave it out, or choose solver=dopri5",
     "solver.compile=whole": "solver.compile=whole: must be true or false, or step or solve",
     "solver.compile=solve gradient=adjoint": "solver.compile=solve: "
-    "the whole solve has no gradient=adjoint; choose gradient=backprop, or leave compile out",
-    "solver.compile=solve gradient=backprop solver.steps=5": "solver.compile=solve: "
-    "the whole solve has no fixed steps; leave it out, or choose solver.compile=step",
+    "the whole solve has no gradient=adjoint; choose gradient=backprop or gradient=checkpoint, or leave compile out",
     "solver.compile=solve gradient=backprop solver.stepping=per_sample": "solver.compile=solve: "
     "the whole solve has no solver.stepping=per_sample; choose solver.stepping=shared, or leave compile out",
-    "solver.compile=solve gradient=backprop solver.stop_at_times=true": "solver.compile=solve: "
-    "the whole solve has no step_t; leave it out, or choose solver.compile=step",
     "solver.compile=solve gradient=backprop solver.sync_steps=true": "solver.compile=solve: "
     "the whole solve has no group of processes; leave it out, or choose solver.compile=step",
     "solver.compile=true solver.stepping=per_sample": "solver.compile=true: "

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from odebench.ode.compiled.backward import make_backward
 from odebench.ode.compiled.field import Field, FieldModule, UsedParameters
+from odebench.ode.compiled.fixed_run import FixedGraphs, FixedSolve
 from odebench.ode.compiled.forward import LoopStages, make_forward
 from odebench.ode.compiled.graph import CompiledGraph
 from odebench.ode.compiled.outputs import StepBuffers, StoredSteps
@@ -83,9 +84,9 @@ def modules_of(functions: Iterable[Callable[..., Any]]) -> tuple[nn.Module, ...]
 
 # Bounded, since each entry keeps its function; a new lambda in every solve compiles every time.
 @functools.lru_cache(maxsize=64)
-def _compiled_solve(*key: Any) -> CompiledSolve:
+def _compiled_solve(kind: Callable[..., Any], *key: Any) -> Any:
     *arguments, _ = key
-    return CompiledSolve(*arguments)
+    return kind(*arguments)
 
 
 def find_compiled_solve(problem: InitialValueProblem, plan: SolvePlan, keep: bool) -> CompiledSolve:
@@ -93,14 +94,25 @@ def find_compiled_solve(problem: InitialValueProblem, plan: SolvePlan, keep: boo
 
     Raises ValueError if f or a constant in args is not hashable.
     """
-    f, inner = problem.f, len(problem.times) > 2 or plan.dense
+    inner = len(problem.times) > 2 or plan.dense
+    solve: CompiledSolve = _find(CompiledSolve, problem, plan, plan.controller, inner, keep or inner)
+    return solve
+
+
+def find_fixed_graphs(problem: InitialValueProblem, plan: SolvePlan) -> FixedGraphs:
+    """The graphs for fixed steps; see ``find_compiled_solve``."""
+    graphs: FixedGraphs = _find(FixedGraphs, problem, plan)
+    return graphs
+
+
+def _find(kind: Callable[..., Any], problem: InitialValueProblem, plan: SolvePlan, *choices: Any) -> Any:
+    f = problem.f
     # The parameters of a module f are found in each solve.
     modules = () if isinstance(f, nn.Module) else modules_of([f])
     field = Field(f, problem.layout, plan.one_sided)
-    choices: tuple[Any, ...] = (plan.method, plan.controller, inner, keep or inner)
     sizes = tuple((arg.shape, arg.dtype) for arg in problem.args)
     try:
-        return _compiled_solve(field, modules, *choices, sizes)
+        return _compiled_solve(kind, field, modules, plan.method, *choices, sizes)
     except TypeError as error:
         raise ValueError(f"compile='solve': f and the constants in args must be hashable ({error})") from error
 
@@ -120,19 +132,34 @@ def run_compiled(problem: InitialValueProblem, plan: SolvePlan, keep: bool = Fal
 
     Raises NotCompiledError, after one warning with the reason, if torch cannot compile the solve.
     """
-    solve, y0 = find_compiled_solve(problem, plan, keep), problem.y0.detach()
-    if problem.layout.dtype not in (torch.float32, torch.float64) or y0.device.type != "cpu":
+    solve = find_compiled_solve(problem, plan, keep)
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        check_field(problem, solve)
+        return _run(problem, plan, solve, problem.y0.detach())
+
+
+def run_fixed(problem: InitialValueProblem, plan: SolvePlan) -> IntegrationResult:
+    """Solve by fixed steps without a gradient; see ``run_compiled``."""
+    graphs = find_fixed_graphs(problem, plan)
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        check_field(problem, graphs)
+        solve = FixedSolve(problem, plan, graphs)
+        return solve.result(solve.states(problem.y0.detach(), [arg.detach() for arg in problem.args], keep=False))
+
+
+def check_field(problem: InitialValueProblem, solve: CompiledSolve | FixedGraphs) -> None:
+    """Raise NotCompiledError, after one warning, for states that are not solved compiled; check f at its first use."""
+    device = problem.y0.device
+    if problem.layout.dtype not in (torch.float32, torch.float64) or device.type != "cpu":
         solve.forward.refuse(
-            f"its state must be of float32 or float64 and on the CPU, not {problem.layout.dtype} on {y0.device}"
+            f"its state must be of float32 or float64 and on the CPU, not {problem.layout.dtype} on {device}"
         )
     if problem.layout.autocast is not None:
         solve.forward.refuse("autocast is on, where compiled code rounds differently")
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        if not solve.is_checked:
-            nfe = problem.stats.nfe
-            problem(problem.time_tensors(problem.times[:1])[0], y0)
-            problem.stats.nfe, solve.is_checked = nfe, True
-        return _run(problem, plan, solve, y0)
+    if not solve.is_checked:
+        nfe = problem.stats.nfe
+        problem(problem.time_tensors(problem.times[:1])[0], problem.y0.detach())
+        problem.stats.nfe, solve.is_checked = nfe, True
 
 
 def _run(problem: InitialValueProblem, plan: SolvePlan, solve: CompiledSolve, y: Tensor) -> CompiledRun:

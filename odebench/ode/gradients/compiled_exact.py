@@ -8,8 +8,16 @@ import torch
 from torch import Tensor
 
 from odebench.ode.compiled.field import UsedParameters, names_of
+from odebench.ode.compiled.fixed_run import FixedGraphs, FixedSolve
 from odebench.ode.compiled.graph import NotCompiledError, num_graphs
-from odebench.ode.compiled.run import CompiledSolve, find_compiled_solve, run_compiled
+from odebench.ode.compiled.run import (
+    CompiledSolve,
+    check_field,
+    find_compiled_solve,
+    find_fixed_graphs,
+    run_compiled,
+    run_fixed,
+)
 from odebench.ode.forward_solve import ForwardSolve
 from odebench.ode.gradients.captured_tensors import (
     CapturedTensors,
@@ -20,6 +28,7 @@ from odebench.ode.gradients.captured_tensors import (
     graph_leaves,
     run_with_backward,
 )
+from odebench.ode.gradients.moving_grid import grid_moves, moved_points
 from odebench.ode.integrate import IntegrationResult
 from odebench.ode.once_differentiable import once_differentiable
 from odebench.ode.problem import InitialValueProblem
@@ -56,8 +65,9 @@ def solve_with_exact_gradient(mode: EagerMode, solve: ForwardSolve) -> Integrati
 
 
 def _solve(mode: str, solve: ForwardSolve) -> IntegrationResult:
-    problem, nfe = solve.problem, solve.problem.stats.nfe
-    compiled = find_compiled_solve(problem, solve.plan, keep=True)
+    problem, plan, nfe = solve.problem, solve.plan, solve.problem.stats.nfe
+    compiled: CompiledSolve | FixedGraphs
+    compiled = find_fixed_graphs(problem, plan) if plan.grid else find_compiled_solve(problem, plan, keep=True)
     known = compiled.used if mode == "backprop" else None
     parameters = known.tensors() if known else None
     used: UsedParameters | None = known
@@ -71,10 +81,15 @@ def _solve(mode: str, solve: ForwardSolve) -> IntegrationResult:
                 "f uses a tensor that requires a gradient and is no parameter of a module; pass it through args=(...)"
             )
         used = UsedParameters(compiled.module, names)
-    if any(x.requires_grad for x in (problem.y0, *problem.args, *parameters)):
+    moves = mode == "backprop" and grid_moves(problem, plan, None)
+    differentiable = moves or any(x.requires_grad for x in (problem.y0, *problem.args, *parameters))
+    if isinstance(compiled, FixedGraphs):
+        fixed = FixedSolve(problem, plan, compiled, moves)
+        result = _solve_fixed(problem, fixed, parameters, used.names) if differentiable else run_fixed(problem, plan)
+    elif differentiable:
         result = run_with_backward(_ExactGradient, solve, CapturedTensors(parameters, None, None), used.names)
     else:
-        result = run_compiled(problem, solve.plan).result
+        result = run_compiled(problem, plan).result
     compiled.used = used if mode == "backprop" else None
     if graphs is not None and graphs != num_graphs():
         # The code of f has changed, and may use other tensors.
@@ -83,7 +98,7 @@ def _solve(mode: str, solve: ForwardSolve) -> IntegrationResult:
     return result
 
 
-def _leaves_of_f(problem: InitialValueProblem, compiled: CompiledSolve) -> CapturedTensors:
+def _leaves_of_f(problem: InitialValueProblem, compiled: CompiledSolve | FixedGraphs) -> CapturedTensors:
     """f at the first time, and the tensors that it uses besides y and args and that require a gradient.
 
     Where ``first_evaluation`` raises an error, backpropagation can solve instead.
@@ -149,3 +164,49 @@ class _ExactGradient(torch.autograd.Function):
             grad_y = grad_states[0].clone()
         gradients = iter(totals)
         return None, None, None, None, grad_y, *(next(gradients) if x.requires_grad else None for x in tensors)
+
+
+def _solve_fixed(
+    problem: InitialValueProblem, solve: FixedSolve, parameters: list[Tensor], names: tuple[str, ...]
+) -> IntegrationResult:
+    check_field(problem, solve.graphs)
+    t, points = None, torch.tensor(solve.points, dtype=torch.float64)
+    if solve.moves:
+        t, points = problem.t.to("cpu", torch.float64), moved_points(problem, solve.plan, solve.points)
+    states = _FixedGradient.apply(problem, solve, names, points, problem.y0, *parameters, *problem.args)
+    return solve.result(states, t, points)
+
+
+class _FixedGradient(torch.autograd.Function):
+    """The states [K, N] at the knots of fixed steps. points: the grid, which gets a gradient if it moves."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        problem: InitialValueProblem,
+        solve: FixedSolve,
+        names: tuple[str, ...],
+        points: Tensor,
+        y0: Tensor,
+        *tensors: Tensor,
+    ) -> Tensor:
+        ctx.problem, ctx.solve, ctx.names = problem, solve, names
+        ctx.save_for_backward(points, y0, *tensors)
+        with torch.autocast("cpu", enabled=False):
+            return solve.states(y0.detach(), [arg.detach() for arg in problem.args], keep=True)
+
+    @staticmethod
+    @functools.partial(once_differentiable, message=DIFFERENTIABLE_ONCE)
+    def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
+        solve, num_args = ctx.solve, len(ctx.problem.args)
+        _, _, *tensors = ctx.saved_tensors
+        parameters, args = tensors[: len(tensors) - num_args], tensors[len(tensors) - num_args :]
+        values = [x.detach() for x in parameters if x.requires_grad], [x.detach() for x in args]
+        stats = ctx.problem.stats.backward = ctx.problem.stats.backward or Stats()
+        stats.nfe += solve.last * solve.plan.method.stages
+        arg_idx = tuple(i for i, arg in enumerate(args) if arg.requires_grad)
+        with torch.autocast("cpu", enabled=False):
+            grad_y, grad_points, totals = solve.gradients(grad_states.detach(), ctx.names, arg_idx, *values)
+        gradients = iter(totals)
+        grad_tensors = [next(gradients) if x.requires_grad else None for x in tensors]
+        return None, None, None, grad_points if solve.moves else None, grad_y, *grad_tensors

@@ -5,8 +5,11 @@ grid. Steps of dy/ds = tau'(s) f(tau(s), y) on the fixed grid equal those of dy/
 autograd gives the derivative of the discrete solve. The values are tau(s) = s and tau' = 1, so that no state changes.
 """
 
+import bisect
+import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from odebench.ode.events import EventDetector
@@ -24,10 +27,31 @@ def grid_moves(problem: InitialValueProblem, plan: SolvePlan, detector: EventDet
     It does not for events and dense output, which are located in the time s of the solve. It does not for outputs
     inside the steps of Adams methods either, because the weights of their interpolation would move too.
     """
-    if plan.corners is None or not needs_derivative(problem.t) or detector or plan.dense or plan.compile:
+    if plan.corners is None or not needs_derivative(problem.t) or detector or plan.dense or plan.compile is True:
         return False
     inside_steps = plan.corners is not corners_at_times and len(problem.times) > 2
     return not (inside_steps and plan.interpolation == "cubic" and isinstance(plan.method, FixedOrderAdams))
+
+
+def _shifted_corners(times: list[float], plan: SolvePlan, shifts: Tensor) -> tuple[list[float], list[Tensor]]:
+    """Return the corners of the grid in order, and their shifts from those of the times [T]."""
+    assert plan.corners is not None
+    start, end = times[0], times[-1]
+    moving = plan.corners(times, shifts)
+    corners = sorted({*moving, *plan.stop_times(start, end)}, reverse=end < start)
+    return corners, [moving.get(corner, shifts.new_zeros(())) for corner in corners]
+
+
+def moved_points(problem: InitialValueProblem, plan: SolvePlan, points: list[float]) -> Tensor:
+    """Return the points of the grid [G] in float64, with the graph of t by which they move."""
+    shifts = (problem.t - problem.t.detach()).to("cpu", torch.float64)
+    corners, corner_shifts = _shifted_corners(problem.times, plan, shifts)
+    direction = math.copysign(1.0, corners[-1] - corners[0])
+    keys = [direction * corner for corner in corners[1:-1]]
+    interval = torch.tensor([bisect.bisect_right(keys, direction * point) for point in points])
+    at, moved, grid = shifts.new_tensor(corners), torch.stack(corner_shifts), shifts.new_tensor(points)
+    fraction = (grid - at[interval]) / (at[interval + 1] - at[interval])
+    return grid + torch.lerp(moved[interval], moved[interval + 1], fraction)
 
 
 class MovingGrid(Observer):
@@ -38,18 +62,14 @@ class MovingGrid(Observer):
     """
 
     def __init__(self, problem: InitialValueProblem, plan: SolvePlan) -> None:
-        assert plan.corners is not None
         self._problem = problem
         self.time_tensors = problem.time_tensors
-        start, end = problem.times[0], problem.times[-1]
         shifts = (problem.t - problem.t.detach()).to(problem.y0.device, problem.time_dtype)
         self._time_shifts = corners_at_times(problem.times, shifts)
         self.output_shift = None if plan.corners is corners_at_times else self._shift_of_output
-        moving = plan.corners(problem.times, shifts)
-        self._corners = sorted({*moving, *plan.stop_times(start, end)}, reverse=end < start)
-        self._shifts = [moving.get(corner, shifts.new_zeros(())) for corner in self._corners]
+        self._corners, self._shifts = _shifted_corners(problem.times, plan, shifts)
         self._enter(0)
-        direction = plan.time_direction(start, end)
+        direction = plan.time_direction(problem.times[0], problem.times[-1])
         self.stepper = make_stepper(plan.method, self, problem.y0, one_sided=direction, stats=problem.stats)
 
     def _enter(self, interval: int) -> None:

@@ -1,0 +1,119 @@
+"""The loop over the steps of a given grid and the loop back over them, as graphs that torch compiles."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.func import vjp
+
+from odebench.ode.compiled.field import Field, FieldModule, rate_of_inputs
+from odebench.ode.compiled.graph import loop
+from odebench.ode.methods.compiled_step import weighted_sum
+from odebench.ode.methods.tableau import Tableau
+
+
+def make_fixed_forward(field: Field, method: Tableau) -> Callable[..., Tensor]:
+    """The function ``solve`` below."""
+    layout = field.layout
+    _ = layout.is_tensor, layout.is_tuple, layout.view_shape
+
+    def solve(n: Tensor, grid: Tensor, y: Tensor, args: list[Tensor], path: Tensor | None) -> Tensor:
+        """The state [N] after n steps from y [N].
+
+        n: int64. grid [rows + 1]: the steps go from each time to the next, float64.
+        path [rows, N]: overwritten with the state at the start of each step, if given.
+        """
+
+        def rate(t: Tensor, y: Tensor) -> Tensor:
+            return layout.evaluate_flat(field.f, t, y, args)
+
+        def is_left(i: Tensor, y: Tensor) -> Tensor:
+            return i < n
+
+        def step(i: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            t, t_next = grid.index_select(0, torch.stack([i, i + 1])).unbind()
+            if path is not None:
+                path.index_put_((i.reshape(1),), y.unsqueeze(0))
+            return i + 1, take_step(field, method, rate, t, t_next, y)
+
+        return loop(is_left, step, (torch.zeros_like(n), y.clone()))[1]
+
+    return solve
+
+
+def make_fixed_backward(
+    field: Field,
+    module: FieldModule,
+    method: Tableau,
+    names: tuple[str, ...],
+    arg_idx: tuple[int, ...],
+    moves: bool,
+) -> Callable[..., tuple[Tensor, ...]]:
+    """The function ``backward`` below.
+
+    module: f as a module. names: of the parameters and arg_idx: the positions of the arguments that get gradients.
+    moves: whether the times of the grid get gradients.
+    """
+    layout = field.layout
+    _ = layout.is_tensor, layout.is_tuple, layout.view_shape
+
+    def backward(
+        n: Tensor,
+        grid: Tensor,
+        path: Tensor,
+        grad_y: Tensor,
+        grad_path: Tensor | None,
+        parameters: list[Tensor],
+        args: list[Tensor],
+    ) -> tuple[Tensor, ...]:
+        """The gradients of the state at the first of n steps, of the grid if it moves, of parameters and arguments.
+
+        n, grid, path: as in ``solve``. grad_y: [N], that of the state after the last step. grad_path: that of ``path``.
+        """
+        inputs = [*parameters, *(args[i] for i in arg_idx)]
+
+        def is_left(i: Tensor, *carried: Tensor) -> Tensor:
+            return i >= 0
+
+        def step_back(i: Tensor, grad_y: Tensor, *totals: Tensor) -> tuple[Tensor, ...]:
+            rows = torch.stack([i, i + 1])
+            ends = grid.index_select(0, rows).unbind()
+            y = path.index_select(0, i.reshape(1))[0]
+
+            def step(y: Tensor, *inputs: Tensor) -> Tensor:
+                t, t_next = inputs[:2] if moves else ends
+                values = inputs[2:] if moves else inputs
+
+                def rate(t: Tensor, y: Tensor) -> Tensor:
+                    return rate_of_inputs(module, layout, names, arg_idx, t, args)(y, *values)
+
+                return take_step(field, method, rate, t, t_next, y)
+
+            grad_y, *parts = vjp(step, y, *(ends if moves else ()), *inputs)[1](grad_y)
+            if moves:
+                parts = [torch.zeros_like(grid).index_add(0, rows, torch.stack(parts[:2])), *parts[2:]]
+            if grad_path is not None:
+                grad_y = grad_y + grad_path.index_select(0, i.reshape(1))[0]
+            return i - 1, grad_y.clone(), *(total + part for total, part in zip(totals, parts, strict=True))
+
+        zeros = [torch.zeros_like(x) for x in (*([grid] if moves else []), *inputs)]
+        return tuple(loop(is_left, step_back, (n - 1, grad_y.clone(), *zeros))[1:])
+
+    return backward
+
+
+def take_step(
+    field: Field, method: Tableau, rate: Callable[[Tensor, Tensor], Tensor], t: Tensor, t_next: Tensor, y: Tensor
+) -> Tensor:
+    """The state [N] at t_next after a step from y [N] at t. rate: f(t, y) [N] at a time from ``field.time``."""
+    h = t_next - t
+    h_y = h.to(y.dtype)
+    ks: list[Tensor] = []
+    for c, row in zip(method.c, method.a, strict=True):
+        time = (t + c * h).to(y.dtype)
+        if field.one_sided and c in (0.0, 1.0):
+            inside = field.time(time.detach(), y, (1 - 2 * c) * torch.sign(h.detach()))
+            # With the derivative of the time itself, as nextafter has none.
+            time = time + (inside - time).detach()
+        ks.append(rate(time, y + h_y * weighted_sum(row, ks) if any(row) else y))
+    return y + h_y * weighted_sum(method.b, ks)
