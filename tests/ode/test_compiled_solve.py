@@ -8,6 +8,7 @@ import math
 import sys
 import warnings
 
+import detest
 import pytest
 import torch
 from compiled_solves import Network, assert_equal, both, needs_compiler, start
@@ -112,6 +113,19 @@ def test_without_a_gradient(uncompiled):
             assert_equal(eager, compiled)
     assert_equal(*both(lambda t, y: -y, y0, (0.0, 2.0)))
     assert_equal(*both(lambda t, y: -y, y0[:0], (0.0, 1.0, 2.0)))
+
+
+@pytest.mark.parametrize("name", detest.PROBLEMS)
+def test_detest_problems_take_the_eager_steps(uncompiled, name):
+    problem = detest.PROBLEMS[name]
+    times = torch.linspace(0.0, detest.END, 5, dtype=torch.float64)
+    eager, compiled = (
+        solve(problem.f, problem.y0, times, rtol=1e-6, atol=1e-6, max_step=2.0, compile=c) for c in (False, "solve")
+    )
+    assert (compiled.stats.accepted, compiled.stats.rejected) == (eager.stats.accepted, eager.stats.rejected)
+    assert compiled.stats.nfe == eager.stats.nfe
+    assert compiled.stats.step_sizes == pytest.approx(eager.stats.step_sizes, rel=1e-6)
+    torch.testing.assert_close(compiled.y, eager.y, rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("times", [(0.0, 2.0), (2.0, 1.9, 1.5, 0.0)], ids=["ends", "inside"])
