@@ -10,7 +10,7 @@ from odebench.ode.methods.implicit import ImplicitTableau
 from odebench.ode.methods.scipy_methods import SciPyMethod
 
 PER_SAMPLE_GRADIENTS = ("backprop", "checkpoint")
-COMPILED_SOLVE_GRADIENTS = ("backprop", "checkpoint")
+COMPILED_SOLVE_GRADIENTS = ("backprop", "checkpoint", "adjoint")
 _WORDS = {
     "event": "events",
     "dense": "dense output",
@@ -112,6 +112,18 @@ def _of_compiled_solve(c: Combination) -> Conflict | None:
                 f"the whole solve has no {_WORDS.get(argument, argument)}{' at fixed steps' * (argument == 'dense')}"
             )
             return Conflict(("compile", argument), reason, "leave it out, or choose compile=step")
+    return _of_compiled_adjoint(c) if "adjoint" in c.gradient else None
+
+
+def _of_compiled_adjoint(c: Combination) -> Conflict | None:
+    backward = c.adjoint_method or c.method
+    if not isinstance(backward, Tableau):
+        reason = f"only backward solves by explicit Runge-Kutta methods compile, not those by {backward.name}"
+        return Conflict(("compile", "adjoint_method"), reason, "leave it out, or choose adjoint_method=dopri5")
+    if c.fixed or c.adjoint_steps is not None:
+        reason = "the backward solve of the adjoint has no fixed steps"
+        blamed = "steps" if c.fixed else "adjoint_steps"
+        return Conflict(("compile", blamed), reason, "leave it out, or choose compile=step")
     return None
 
 

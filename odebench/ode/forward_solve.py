@@ -1,6 +1,8 @@
 """The solve that a gradient mode runs: in Python, step by step, or compiled whole."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -11,6 +13,8 @@ from odebench.ode.integrate import IntegrationResult, Observer, integrate
 from odebench.ode.methods.stepper import Field
 from odebench.ode.plan import SolvePlan
 from odebench.ode.problem import InitialValueProblem
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -32,22 +36,40 @@ class ForwardSolve:
         f: the value [N] of the field at the first time, if it was evaluated already.
         observers: further observers of the steps.
         """
+        result = self.compiled(run_fixed if self.plan.grid else _run_adaptive, f is not None)
+        return self.eager_result(field, f, *observers) if result is None else result
+
+    def compiled(self, run: Callable[[InitialValueProblem, SolvePlan], T], evaluated: bool) -> T | None:
+        """The result of run(problem, plan), a compiled loop; None if that is not wanted or not possible.
+
+        evaluated: whether f was evaluated at the first time already.
+        """
+        if self.plan.compile != "solve":
+            return None
+        nfe = self.problem.stats.nfe
+        try:
+            self.problem.stats.nfe -= evaluated  # the graph evaluates f again
+            return run(self.problem, self.plan)
+        except NotCompiledError:
+            self.problem.stats.nfe = nfe
+            return None
+
+    def eager_result(
+        self, field: Field | None = None, f: Tensor | None = None, *observers: Observer
+    ) -> IntegrationResult:
+        """Integrate step by step; see ``result``."""
         problem, plan = self.problem, self.plan
-        if plan.compile == "solve":
-            nfe = problem.stats.nfe
-            try:
-                problem.stats.nfe -= f is not None  # the graph evaluates f again
-                return run_fixed(problem, plan) if plan.grid else run_compiled(problem, plan).result
-            except NotCompiledError:
-                problem.stats.nfe = nfe
-                plan = replace(plan, compile=False)
         return integrate(
             field or problem,
             problem.y0,
             problem.times,
-            plan,
+            replace(plan, compile=False) if plan.compile == "solve" else plan,
             problem.stats,
             f=f,
             observers=(*self.observers, *observers),
             detector=self.detector,
         )
+
+
+def _run_adaptive(problem: InitialValueProblem, plan: SolvePlan) -> IntegrationResult:
+    return run_compiled(problem, plan).result

@@ -171,8 +171,13 @@ INVALID = {
     "solver=alf solver.compile=true": "solver.compile=true: "
     "only steps of explicit Runge-Kutta methods compile, not those of alf; leave it out, or choose solver=dopri5",
     "solver.compile=whole": "solver.compile=whole: must be true or false, or step or solve",
-    "solver.compile=solve gradient=adjoint": "solver.compile=solve: "
-    "the whole solve has no gradient=adjoint; choose gradient=backprop or gradient=checkpoint, or leave compile out",
+    "solver.compile=solve gradient=reversible solver=alf": "solver.compile=solve: "
+    "only steps of explicit Runge-Kutta methods compile, not those of alf; leave it out, or choose solver=dopri5",
+    "solver.compile=solve gradient=adjoint gradient.steps=5": "solver.compile=solve: "
+    "the backward solve of the adjoint has no fixed steps; leave it out, or choose solver.compile=step",
+    "solver.compile=solve gradient=adjoint gradient.method=gl4": "solver.compile=solve: "
+    "only backward solves by explicit Runge-Kutta methods compile, not those by gl4; leave it out, or choose "
+    "gradient.method=dopri5",
     "solver.compile=solve gradient=backprop solver.stepping=per_sample": "solver.compile=solve: "
     "the whole solve has no solver.stepping=per_sample; choose solver.stepping=shared, or leave compile out",
     "solver.compile=solve gradient=backprop solver.sync_steps=true": "solver.compile=solve: "

@@ -13,6 +13,14 @@ from odebench.ode.methods.tableau import Tableau
 MAX_SPARE_BUFFERS, MAX_SPARE_BYTES = 4, 2**24
 
 
+def padded_length(count: int) -> int:
+    """One of a few lengths that are at least ``count``, as a graph is compiled anew for each length."""
+    length = 2
+    while length < count:
+        length *= 4 if length > 2 else 2
+    return length
+
+
 class StepBuffers:
     """Memory for ``rows`` steps, which returns to the list ``spare`` when nothing refers to this object any more.
 

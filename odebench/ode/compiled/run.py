@@ -9,14 +9,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from odebench.ode.compiled.adjoint import AdjointChoices, make_adjoint
 from odebench.ode.compiled.backward import make_backward
-from odebench.ode.compiled.field import Field, FieldModule, UsedParameters
+from odebench.ode.compiled.field import Field, FieldModule, UsedParameters, names_of
 from odebench.ode.compiled.fixed_run import FixedGraphs, FixedSolve
 from odebench.ode.compiled.forward import LoopStages, make_forward
 from odebench.ode.compiled.graph import CompiledGraph
-from odebench.ode.compiled.outputs import StepBuffers, StoredSteps
-from odebench.ode.compiled.step_control import LoopState
-from odebench.ode.control import Controller, Tolerance
+from odebench.ode.compiled.outputs import StepBuffers, StoredSteps, padded_length
+from odebench.ode.compiled.step_control import LoopState, tolerance_tensor
+from odebench.ode.control import Controller
 from odebench.ode.dense import weights_by_power
 from odebench.ode.integrate import IntegrationResult
 from odebench.ode.methods.tableau import Tableau
@@ -29,6 +30,8 @@ from odebench.ode.transfer import constant
 # Steps that the buffers hold, at least MIN_ROWS and at most MAX_ROWS: as many as fit into BUFFER_BYTES. A longer solve
 # enters the loop again.
 MIN_ROWS, MAX_ROWS, BUFFER_BYTES = 4, 64, 2**26
+
+NO_PARAMETER = "f uses a tensor that requires a gradient and is no parameter of a module; pass it through args=(...)"
 
 
 class CompiledSolve:
@@ -67,6 +70,13 @@ class CompiledSolve:
         if key not in self._backward:
             function = make_backward(self.field, self.module, self.method, self.inner, names, arg_idx)
             self._backward[key] = CompiledGraph(function, "gradient")
+        return self._backward[key]
+
+    def adjoint(self, choices: AdjointChoices, num_rows: int) -> CompiledGraph:
+        """The graph of the continuous adjoint for tables of this padded length."""
+        key = (choices, num_rows)
+        if key not in self._backward:
+            self._backward[key] = CompiledGraph(make_adjoint(self.field, self.module, choices), "gradient")
         return self._backward[key]
 
     def buffers(self, y: Tensor) -> StepBuffers:
@@ -127,12 +137,19 @@ class CompiledRun(NamedTuple):
     times: Tensor
 
 
-def run_compiled(problem: InitialValueProblem, plan: SolvePlan, keep: bool = False) -> CompiledRun:
-    """Solve without a gradient. keep: whether to store all stages of every step.
+def run_compiled(
+    problem: InitialValueProblem, plan: SolvePlan, keep: bool = False, parameters: Sequence[Tensor] = ()
+) -> CompiledRun:
+    """Solve without a gradient.
+
+    keep: whether to store all stages of every step.
+    parameters: the tensors besides y0 and args that a compiled backward solve will give gradients.
 
     Raises NotCompiledError, after one warning with the reason, if torch cannot compile the solve.
     """
     solve = find_compiled_solve(problem, plan, keep)
+    if names_of(parameters, solve.module) is None:
+        solve.forward.refuse(NO_PARAMETER)
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         check_field(problem, solve)
         return _run(problem, plan, solve, problem.y0.detach())
@@ -168,7 +185,7 @@ def _run(problem: InitialValueProblem, plan: SolvePlan, solve: CompiledSolve, y:
     h, ratio, past, attempts = plan.first_step or math.nan, math.nan, [1.0, 1.0], 0
     direction = math.copysign(1.0, end - t)
     bounds = [plan.min_step, plan.max_step, 1e-12 * max(abs(t), abs(end))]
-    tolerance, args = _tolerance(plan.tolerance, y), [arg.detach() for arg in problem.args]
+    tolerance, args = tolerance_tensor(plan.tolerance, y, y.numel()), [arg.detach() for arg in problem.args]
     times = _padded(problem.times)
     states = constant((0.0,), y.dtype, y.device).expand(len(times), y.numel())
     chunks: list[StoredSteps] = []
@@ -205,19 +222,9 @@ def _run(problem: InitialValueProblem, plan: SolvePlan, solve: CompiledSolve, y:
     return CompiledRun(result, solve, chunks, times)
 
 
-def _tolerance(tolerance: Tolerance, y: Tensor) -> Tensor:
-    """rtol and atol as a tensor [2], or [2, N] if one of them differs between components."""
-    if tolerance.numbers:
-        return constant(tolerance.numbers, y.dtype, y.device)
-    return torch.stack([torch.as_tensor(x, dtype=y.dtype).expand_as(y) for x in (tolerance.rtol, tolerance.atol)])
-
-
 def _padded(times: list[float]) -> Tensor:
-    """The times as a tensor [T], with NaN up to one of a few lengths, as each length is compiled anew."""
-    length = 2
-    while length < len(times):
-        length *= 4 if length > 2 else 2
-    return torch.tensor([*times, *[math.nan] * (length - len(times))], dtype=torch.float64)
+    """The times as a tensor [T], with NaN up to a padded length."""
+    return torch.tensor([*times, *[math.nan] * (padded_length(len(times)) - len(times))], dtype=torch.float64)
 
 
 def _status(state: float, attempts: int, ratio: float) -> Status:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from odebench.ode.compiled.field import Field
-from odebench.ode.control import END_STRETCH, SMALLEST_RATIO, Controller, step_factors
+from odebench.ode.control import END_STRETCH, SMALLEST_RATIO, Controller, Tolerance, step_factors
+from odebench.ode.transfer import constant
 
 # Columns of the table of steps: start, signed size, error ratio, and the next size that the controller proposed.
 STEP_COLUMNS = 4
@@ -28,6 +29,13 @@ class LoopState(enum.IntEnum):
     max_steps = 3
     full = 4
     non_finite = 5
+
+
+def tolerance_tensor(tolerance: Tolerance, like: Tensor, size: int) -> Tensor:
+    """rtol and atol as a tensor [2], or [2, size] if one of them differs between components; ``like`` gives dtype."""
+    if not isinstance(tolerance.rtol, Tensor) and not isinstance(tolerance.atol, Tensor):
+        return constant((float(tolerance.rtol), float(tolerance.atol)), like.dtype, like.device)
+    return torch.stack([torch.as_tensor(x, dtype=like.dtype).expand(size) for x in (tolerance.rtol, tolerance.atol)])
 
 
 class StepBounds(NamedTuple):

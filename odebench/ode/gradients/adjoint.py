@@ -17,6 +17,10 @@ import torch
 from torch import Tensor
 
 from odebench.ode.arguments import as_number, as_positive_integer
+from odebench.ode.compiled.adjoint import AdjointChoices, BackwardStart, run_adjoint
+from odebench.ode.compiled.field import names_of
+from odebench.ode.compiled.graph import NotCompiledError
+from odebench.ode.compiled.run import CompiledRun, run_compiled
 from odebench.ode.control import LargestRms, Norm, Tolerance, rms_over
 from odebench.ode.dense import DenseOutput
 from odebench.ode.forward_solve import ForwardSolve
@@ -38,10 +42,12 @@ from odebench.ode.once_differentiable import once_differentiable
 from odebench.ode.plan import SolvePlan, even_grid
 from odebench.ode.problem import InitialValueProblem
 from odebench.ode.solution import SolveError, Stats, Status
+from odebench.ode.torch_func import has_saved_tensor_hooks
 
 # The relative error of the adjoint may be this many times as large as that of the state: an error of the adjoint enters
 # the gradient once, while an error of the state changes every later evaluation.
 ADJOINT_ERROR_FACTOR = 10.0
+DURING = "backward solve of the adjoint"
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,7 @@ class Adjoint:
             quadrature,
             result.times[: result.outcome.reached],
             DenseOutput(result.interpolants, lambda y: y) if self.interpolates and result.interpolants else None,
-            compile=plan.compile and self.norm == "semi" and not self.interpolates and not plan.one_sided,
+            compile=plan.compile is True and self.norm == "semi" and not self.interpolates and not plan.one_sided,
             mode=self.name,
         )
 
@@ -225,7 +231,9 @@ class AdjointSolve(torch.autograd.Function):
         *tensors: Tensor,
     ) -> Tensor:
         """Return the states [R, N], and append the result to ``results``."""
-        result = solve.result(None, captured.f)
+        run = functools.partial(run_compiled, parameters=captured.parameters)
+        ctx.compiled = solve.compiled(run, captured.f is not None)
+        result = solve.eager_result(None, captured.f) if ctx.compiled is None else ctx.compiled.result
         results.append(result)
         ctx.problem, ctx.solve = solve.problem, backward_solve(result)
         # Not as saved tensors: hooks may replace those, and captured tensors are recognised by identity.
@@ -250,17 +258,64 @@ class AdjointSolve(torch.autograd.Function):
         if solve.compile and CompiledAdjointStepper.supports(problem, accumulator, plan.method):
             stepper = CompiledAdjointStepper(plan.method, problem, accumulator, stats)
         a = grad_states[len(times) - 1]
+        if ctx.compiled is not None and len(times) > 1:
+            try:
+                a = _solve_compiled(ctx.compiled, solve, problem, accumulator, states, grad_states)
+                return None, None, None, None, a, *accumulator.gradients()
+            except NotCompiledError:  # it solves step by step
+                pass
         for i in range(len(times) - 1, 0, -1):
             scale = _scale(a, plan) if solve.relative else 1.0
             z = field.initial_state(states[i], a / scale)
             result = _integrate_interval(solve, field, z, [times[i], times[i - 1]], plan, scale, stepper)
             if result.outcome.status is not Status.success and solve.error is not None:
-                raise solve.error(result.outcome, during="backward solve of the adjoint")
+                raise solve.error(result.outcome, during=DURING)
             a = scale * field.extract_adjoint(result.states[1], scale) + grad_states[i - 1]
             stepper = result.stepper
             if solve.warm_start:
                 plan = dataclasses.replace(plan, first_step=result.next_step)
         return None, None, None, None, a, *accumulator.gradients()
+
+
+def _solve_compiled(
+    run: CompiledRun,
+    solve: BackwardSolve,
+    problem: InitialValueProblem,
+    accumulator: GradientAccumulator,
+    states: Tensor,
+    grad_states: Tensor,
+) -> Tensor:
+    """Solve backward as one compiled loop; return dL/dy [N] at the first time.
+
+    Raises NotCompiledError if torch cannot compile the loop.
+    """
+    plan, last, stats = solve.plan, len(solve.times) - 1, problem.stats.backward
+    assert isinstance(plan.method, Tableau)
+    assert isinstance(plan.norm, LargestRms)
+    assert stats is not None
+    if has_saved_tensor_hooks():  # torch.func supports none
+        raise NotCompiledError
+    own = set(map(id, accumulator.args))
+    parameters = [x for x in accumulator.tensors if id(x) not in own]
+    choices = AdjointChoices(
+        plan.method,
+        plan.controller,
+        plan.norm,
+        full=solve.quadrature is None,
+        relative=solve.relative,
+        warm_start=solve.warm_start,
+        names=names_of(parameters, run.solve.module) or (),
+        arg_idx=tuple(i for i, arg in enumerate(accumulator.args) if arg.requires_grad),
+    )
+    scale = _scale(grad_states[last], plan) if solve.relative else 1.0
+    start = BackwardStart(solve.times, states[: last + 1], grad_states[: last + 1], grad_states[last] / scale, scale)
+    with torch.autocast(states.device.type, enabled=False):
+        a, outcome = run_adjoint(
+            run.solve.adjoint, choices, plan, start, parameters, accumulator.args, accumulator.totals, stats
+        )
+    if outcome.status is not Status.success and solve.error is not None:
+        raise solve.error(outcome, during=DURING)
+    return a
 
 
 def _scale(a: Tensor, plan: SolvePlan) -> float:

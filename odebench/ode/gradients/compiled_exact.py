@@ -11,6 +11,7 @@ from odebench.ode.compiled.field import UsedParameters, names_of
 from odebench.ode.compiled.fixed_run import FixedGraphs, FixedSolve
 from odebench.ode.compiled.graph import NotCompiledError, num_graphs
 from odebench.ode.compiled.run import (
+    NO_PARAMETER,
     CompiledSolve,
     check_field,
     find_compiled_solve,
@@ -77,9 +78,7 @@ def _solve(mode: str, solve: ForwardSolve) -> IntegrationResult:
         problem.stats.nfe, compiled.is_checked, parameters, graphs = nfe, True, first.parameters, None
         names = names_of([x for x in parameters if x.requires_grad], compiled.module)
         if names is None:
-            compiled.forward.refuse(
-                "f uses a tensor that requires a gradient and is no parameter of a module; pass it through args=(...)"
-            )
+            compiled.forward.refuse(NO_PARAMETER)
         used = UsedParameters(compiled.module, names)
     moves = mode == "backprop" and grid_moves(problem, plan, None)
     differentiable = moves or any(x.requires_grad for x in (problem.y0, *problem.args, *parameters))
