@@ -24,7 +24,7 @@ from odebench.ode.output import OutputRecorder
 from odebench.ode.plan import SolvePlan
 from odebench.ode.scipy_bridge import solve_span
 from odebench.ode.solution import SolveOutcome, Stats, Status
-from odebench.ode.torch_func import under_vmap
+from odebench.ode.torch_func import under_vmap, without_autocast
 
 
 class Observer:
@@ -103,7 +103,7 @@ def integrate(
     if isinstance(plan.method, SciPyMethod):
         return _integrate_with_scipy(plan.method, field, y, times, plan, stats)
     loop = _step_fixed if plan.tolerance is None else _step_adaptively
-    with torch.autocast(y.device.type, enabled=False):
+    with without_autocast(y.device.type):
         stepper = stepper or make_stepper(
             plan.method,
             field,
@@ -143,7 +143,7 @@ def _integrate_with_scipy(
     plan: SolvePlan,
     stats: Stats,
 ) -> IntegrationResult:
-    with torch.autocast(y.device.type, enabled=False):
+    with without_autocast(y.device.type):
         states, outcome, next_step = solve_span(method, field, y, times, plan, stats)
     return IntegrationResult(states, outcome, next_step, None, times, list(range(len(times))), outcome.time)
 

@@ -28,9 +28,11 @@ class TooManyStepsError(ValueError):
     """The error of a solve that would need more than ``max_steps`` fixed steps."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class SolvePlan:
     """How a solve chooses and takes its steps.
+
+    It is never changed. Not frozen, since a frozen object takes three times as long to make.
 
     method: the description of the method.
     tolerance: the tolerance of adaptive steps; None for fixed steps.

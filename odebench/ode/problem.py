@@ -23,7 +23,7 @@ _LEAF = pytree.tree_structure(0)
 CHANGED_IN_PLACE = "f(t, y) changed y in place; let it first make a new tensor, for example by ReLU(inplace=False)"
 
 
-@dataclass(frozen=True)
+@dataclass(unsafe_hash=True)
 class StateLayout:
     """How the user's state and arguments are flattened; two problems with equal layouts call f in the same way.
 
@@ -32,6 +32,8 @@ class StateLayout:
     autocast: the dtype of the caller's autocast, which applies to f; None if autocast is off.
     is_tensor, is_tuple: whether the state is one tensor, or a tuple of tensors, which need no pytree.
     view_shape: the shape of the state for ``view``, if it is one tensor and there are no args and no autocast.
+
+    It is never changed. Not frozen, since a frozen object takes three times as long to make.
     """
 
     structure: pytree.TreeSpec = field(hash=False)  # older torch cannot hash it
@@ -46,12 +48,10 @@ class StateLayout:
     view_shape: tuple[Any, ...] | None = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        is_tensor = self.structure.is_leaf()
-        plain = is_tensor and self.args_structure.num_children == 0 and self.autocast is None
-        # The class is frozen.
-        object.__setattr__(self, "is_tensor", is_tensor)
-        object.__setattr__(self, "is_tuple", self.structure == _tuple_structure(len(self.sizes)))
-        object.__setattr__(self, "view_shape", (tuple(self.shapes[0]) or ((),)) if plain else None)
+        self.is_tensor = self.structure.is_leaf()
+        self.is_tuple = not self.is_tensor and self.structure == _tuple_structure(len(self.sizes))
+        plain = self.is_tensor and self.args_structure.num_children == 0 and self.autocast is None
+        self.view_shape = (tuple(self.shapes[0]) or ((),)) if plain else None
 
     def unflatten(self, y: Tensor) -> Any:
         """Return a flat state [*batch, N] in the user's structure; its tensors are views [*batch, *shape]."""
@@ -375,11 +375,13 @@ def counting_changes(y: Tensor) -> Tensor:
 
 def check_state(leaves: list[Any]) -> None:
     """Raise TypeError or ValueError unless these are the tensors of a state, all of one dtype and device."""
-    if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
-        raise TypeError("y0 must be a tensor, or tuples, lists and dicts of tensors")
+    for leaf in leaves or [None]:
+        if not isinstance(leaf, Tensor):
+            raise TypeError("y0 must be a tensor, or tuples, lists and dicts of tensors")
     first = leaves[0]
-    if any(leaf.dtype != first.dtype or leaf.device != first.device for leaf in leaves[1:]):
-        raise ValueError("all tensors of y0 must have one dtype and one device")
+    for leaf in leaves[1:]:
+        if leaf.dtype != first.dtype or leaf.device != first.device:
+            raise ValueError("all tensors of y0 must have one dtype and one device")
     if not (first.dtype.is_floating_point or first.dtype.is_complex):
         raise ValueError(f"y0 must be of a floating-point or complex dtype, got {first.dtype}")
 

@@ -3,6 +3,9 @@
 Both differentiate only torch's own operations: hand-written steps and backward passes would lose derivatives.
 """
 
+from contextlib import AbstractContextManager
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -31,6 +34,26 @@ def transform_active() -> bool:
     In this case the results of f are wrapped tensors, which cannot be stored in a buffer that was allocated before.
     """
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+class _NestedAutocast:
+    """Only keep autocast's cache for contexts inside f, as every context of autocast does."""
+
+    def __enter__(self) -> None:
+        torch.autocast_increment_nesting()
+
+    def __exit__(self, *_: object) -> None:
+        if torch.autocast_decrement_nesting() == 0:
+            torch.clear_autocast_cache()
+
+
+_NESTED_AUTOCAST = _NestedAutocast()
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """Do what ``torch.autocast(device_type, enabled=False)`` does, which takes as long as some steps of a small f."""
+    on = torch.is_autocast_enabled(device_type)
+    return torch.autocast(device_type, enabled=False) if on else _NESTED_AUTOCAST
 
 
 def has_saved_tensor_hooks() -> bool:

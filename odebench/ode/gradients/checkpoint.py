@@ -34,6 +34,7 @@ from odebench.ode.methods.steppers import make_stepper
 from odebench.ode.once_differentiable import once_differentiable
 from odebench.ode.plan import SolvePlan
 from odebench.ode.solution import Stats
+from odebench.ode.torch_func import without_autocast
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class _CheckpointSolve(torch.autograd.Function):
         field = StageRecorder(problem, accumulator.args, stats, False)
         if isinstance(history, StateHistory):
             problem.stats.backward = stats
-        with torch.autocast(grad_states.device.type, enabled=False):
+        with without_autocast(grad_states.device.type):
             if isinstance(history, GraphHistory):
                 steps = history.reversed_steps(plan)
                 a = backward_through_stages(plan, history, steps, field.graph, accumulator, outputs)

@@ -27,6 +27,7 @@ from odebench.ode.methods.reversible_stepper import evaluate_stages
 from odebench.ode.once_differentiable import once_differentiable
 from odebench.ode.problem import InitialValueProblem
 from odebench.ode.solution import Stats
+from odebench.ode.torch_func import without_autocast
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class _ReversibleSolve(torch.autograd.Function):
         last = ctx.num_reached - 1
         grad = grad_states[last]
         if steps:
-            with torch.autocast(y.device.type, enabled=False):
+            with without_autocast(y.device.type):
                 stepper = REVERSE_STEPPERS[type(ctx.method)](ctx.method, field, problem.times[last], y, auxiliary, grad)
                 for t, h in reversed(steps):
                     stepper.undo(t, h)

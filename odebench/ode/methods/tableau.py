@@ -108,6 +108,10 @@ class Tableau(ButcherTableau):
         states = (*(x - y for x, y in zip(self.a[last], before, strict=True)), 0.0)
         return (*[0.0] * (last - 1), -1.0, 1.0), states
 
+    def __hash__(self) -> int:
+        # Equal methods have equal names; hashing all coefficients takes longer than many operations.
+        return hash(self.name)
+
     def for_fixed_steps(self) -> "Tableau":
         """Return this method without its error estimate, for fixed steps."""
         return self._without_error

@@ -19,6 +19,7 @@ from odebench.ode.per_sample.output import StepOutputs, evaluate_outputs
 from odebench.ode.per_sample.problem import RowProblem, count_evaluation, put_rows, take_rows
 from odebench.ode.per_sample.stepping import RowStep, RowStepper
 from odebench.ode.solution import Stats
+from odebench.ode.torch_func import without_autocast
 
 MODE = "checkpoint"
 
@@ -122,7 +123,7 @@ class _Checkpointed(torch.autograd.Function):
         accumulator = GradientAccumulator(ctx.problem, MODE, ctx.parameters, args, captured=ctx.captured)
         backward_pass = _RowBackwardPass(problem, ctx.method, accumulator, grad_states.flatten(0, 1))
         gradient = torch.zeros_like(grad_states[0])
-        with torch.autocast(grad_states.device.type, enabled=False):
+        with without_autocast(grad_states.device.type):
             for accepted, y in ctx.history.reversed_steps(backward_pass.advance):
                 gradient = backward_pass.step(accepted, y, gradient)
         return None, None, None, gradient + grad_states[0], *accumulator.gradients()

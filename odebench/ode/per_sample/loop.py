@@ -15,6 +15,7 @@ from odebench.ode.per_sample.step_size import AdaptiveStepSizes, FixedStepSizes,
 from odebench.ode.per_sample.stepping import RowStep, RowStepper
 from odebench.ode.plan import SolvePlan
 from odebench.ode.solution import Status
+from odebench.ode.torch_func import without_autocast
 
 
 class RowObserver(Protocol):
@@ -103,7 +104,7 @@ class RowLoop:
         self.outcomes = RowOutcomes.before_first_step(problem)
         if problem.num_rows == 0:
             return
-        with torch.autocast(y.device.type, enabled=False):
+        with without_autocast(y.device.type):
             y = y.contiguous()
             self._stepper = RowStepper(method, problem, y, problem.on_device, with_graph=torch.is_grad_enabled())
             self._start(y, k)
