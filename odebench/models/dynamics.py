@@ -20,7 +20,7 @@ from odebench.errors import UsageError
 from odebench.models.augmented_state import AugmentedField, FieldEvaluation, Integrand, zero_integrals
 from odebench.models.flow import draw_noise
 from odebench.ode import Rows
-from odebench.ode.problem import times_as_tensor
+from odebench.ode.arguments import times_as_tensor
 
 # The absolute tolerance of the integrals. It is so large that the integrals do not affect the step sizes. They are
 # functions of the solution and nearly as exact as the solution (error of 0.6 % of their mean at a tolerance of 1e-3).

@@ -3,9 +3,10 @@
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from odebench.ode.torch_func import needs_derivative
+from odebench.ode.torch_func import needs_derivative, under_vmap
 
 # float() would take some of them.
 _NO_NUMBERS = (str, bytes, bool, type(None))
@@ -67,6 +68,41 @@ def as_finite_times(name: str, values: Any) -> tuple[float, ...]:
     times = tuple(as_number(f"each time of {name}", value) for value in values)
     if not all(map(math.isfinite, times)):
         raise ValueError(f"{name} must be finite, got {times}")
+    return times
+
+
+def times_as_tensor(t: Any) -> Tensor:
+    """Return the times as one tensor, which is float64 if they were a list. Raises TypeError if they are not numbers,
+    and ValueError if they are batched by ``torch.func.vmap``."""
+    if isinstance(t, Tensor):
+        if under_vmap(t):
+            raise ValueError(
+                "t differs between the samples of torch.func.vmap, which hides its values; solve the whole batch with "
+                "stepping='per_sample' and t [B, T]"
+            )
+        return t
+    if not hasattr(t, "__iter__") or isinstance(t, str | dict | set):
+        raise TypeError(f"t must be a tensor or a list of two or more times, got {short_repr(t)}")
+    t = list(t)
+    try:
+        if any(isinstance(time, Tensor) for time in t):
+            return torch.stack([torch.as_tensor(time, dtype=torch.float64) for time in t])
+        return torch.tensor(t, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"t must be a tensor or a list of numbers, got {short_repr(t)}") from error
+
+
+def check_times(t: Tensor) -> list[float]:
+    """Return the times [T] as floats. Raises ValueError unless they are strictly increasing or decreasing."""
+    if t.is_complex() or t.dtype == torch.bool:
+        raise TypeError(f"t must hold real times, got {t.dtype}")
+    if t.dim() != 1 or t.numel() < 2:
+        raise ValueError(f"t must hold two or more times in one dimension, got shape {tuple(t.shape)}")
+    times = t.tolist()
+    if not all(map(math.isfinite, times)):
+        raise ValueError("t must be finite")
+    if times not in (increasing := sorted(set(times)), increasing[::-1]):
+        raise ValueError("t must be strictly increasing or strictly decreasing")
     return times
 
 

@@ -49,8 +49,13 @@ class OutputRecorder:
         wanted = self._output_times[first:due]
         if not (wanted or self._dense or self._detector):
             return None
-        interpolant, zeros, ends = None, list[ZeroCrossing](), False
         moves = self._output_shift is not None and t_next != self._output_times[-1]
+        if wanted == [t_next] and not (self._dense or self._detector or moves):
+            self.output_rows.append(len(self.times))
+            self.times.append(t_next)
+            self.state_chunks.append(y_next.unsqueeze(0))
+            return None
+        interpolant, zeros, ends = None, list[ZeroCrossing](), False
         if self._dense or self._detector or moves or wanted[0] != t_next:
             interpolant = self._stepper.interpolant(t, t_next, y, y_next, self._interpolation)
             if self._dense:

@@ -1,7 +1,6 @@
 """The user's problem in the solver's form: the state is flat, times are floats, and the field counts its calls."""
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,11 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from odebench.ode.arguments import as_number, short_repr
+from odebench.ode.arguments import as_number, check_times, times_as_tensor
 from odebench.ode.noise import evaluate_watched, refuse_noise
 from odebench.ode.once_differentiable import first_derivative_only
 from odebench.ode.solution import Stats
-from odebench.ode.torch_func import under_vmap
 from odebench.ode.transfer import store_times
 
 _TENSOR = "tensor"
@@ -55,6 +53,8 @@ class StateLayout:
 
     def unflatten(self, y: Tensor) -> Any:
         """Return a flat state [*batch, N] in the user's structure; its tensors are views [*batch, *shape]."""
+        if self.is_tensor and y.dtype == self.dtype:
+            return y.view((*y.shape[:-1], *self.shapes[0]))
         return self.rebuild(self.split(y))
 
     def split(self, y: Tensor) -> list[Tensor]:
@@ -178,17 +178,15 @@ class FlatProblem:
             raise TypeError(f"args must be a tuple, as in args=(x,), got {type(args).__name__}")
         arg_leaves, args_structure = _flatten_tree(args)
         # The caller's autocast applies to f only: states, sums and error estimates add small numbers to large ones.
-        device_type = leaves[0].device.type
-        shapes = tuple(leaf.shape[batch_dims:] for leaf in leaves)
-        self.layout = StateLayout(
-            structure=structure,
-            shapes=shapes,
-            sizes=tuple(shape.numel() for shape in shapes),
-            dtype=leaves[0].dtype,
-            args_structure=args_structure,
-            constants=tuple((_TENSOR, None) if isinstance(a, Tensor) else ("constant", a) for a in arg_leaves),
-            autocast=torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None,
-        )
+        dtype, device_type = leaves[0].dtype, leaves[0].device.type
+        autocast = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
+        if structure is _LEAF and not args:
+            self.layout = _layout_of_tensor(leaves[0].shape[batch_dims:], dtype, autocast)
+        else:
+            shapes = tuple(leaf.shape[batch_dims:] for leaf in leaves)
+            sizes = tuple(shape.numel() for shape in shapes)
+            constants = tuple((_TENSOR, None) if isinstance(a, Tensor) else ("constant", a) for a in arg_leaves)
+            self.layout = StateLayout(structure, shapes, sizes, dtype, args_structure, constants, autocast)
         self.y0 = self.flat(leaves)
         if self.y0.dtype in (torch.bfloat16, torch.float16):
             self.y0 = self.y0.float()
@@ -241,7 +239,7 @@ class InitialValueProblem(FlatProblem):
 
     def __init__(self, f: Callable[..., Any], y0: Any, t: Tensor | Sequence[float], args: tuple[Any, ...]) -> None:
         super().__init__(f, y0, t, args, batch_dims=0)
-        self.times = _check_times(self.t)
+        self.times = check_times(self.t)
         self.first_output: Tensor | None = None
 
     @property
@@ -288,16 +286,23 @@ class InitialValueProblem(FlatProblem):
     def time_tensors(self, times: Sequence[float]) -> Sequence[Tensor]:
         """Return the times as f gets them: scalar tensors on the device of the state."""
         dtype, device = self.time_dtype, self.y0.device
-        # Filled on the device: a copy from the host would synchronise. Taking one tensor apart would take longer.
-        tensors = [torch.scalar_tensor(time, dtype=dtype, device=device) for time in times]
+        tensors: Sequence[Tensor]
+        if len(times) == 1:  # without ``unbind``, which takes longer
+            tensors = [torch.scalar_tensor(times[0], dtype=dtype, device=device)]
+        else:
+            tensors = self.to_tensor(times).unbind()
         if device.type != "cpu":
             store_times(tensors, times)
         return tensors
 
     def to_tensor(self, values: Sequence[float]) -> Tensor:
         """Return times or step sizes as a tensor [len(values)] on the device of the state."""
-        on_cpu = self.y0.device.type == "cpu"
-        return torch.tensor(values, dtype=self.time_dtype) if on_cpu else torch.stack([*self.time_tensors(values)])
+        device = self.y0.device
+        if device.type == "cpu":
+            return torch.tensor(values, dtype=self.time_dtype)
+        # Filled on the device: a copy from the host would synchronise.
+        numbers = [torch.full((), value, dtype=self.time_dtype, device=device) for value in values]
+        return torch.stack(numbers) if numbers else torch.empty(0, dtype=self.time_dtype, device=device)
 
     def evaluate_with_graph(self, t: Tensor, y: Tensor, args: Sequence[Tensor], stats: Stats | None) -> EvaluationGraph:
         """Evaluate f with its graph, even under ``torch.no_grad``; args, stats: see ``__call__``."""
@@ -324,6 +329,11 @@ def _tuple_structure(size: int) -> pytree.TreeSpec:
     return pytree.tree_structure((0,) * size)
 
 
+@functools.lru_cache(maxsize=256)
+def _layout_of_tensor(shape: torch.Size, dtype: torch.dtype, autocast: torch.dtype | None) -> StateLayout:
+    return StateLayout(_LEAF, (shape,), (shape.numel(),), dtype, _tuple_structure(0), (), autocast)
+
+
 def _flatten_tree(tree: Any) -> tuple[list[Any], pytree.TreeSpec]:
     """Do what ``pytree.tree_flatten`` does, which for a few tensors takes as long as a small f."""
     if isinstance(tree, Tensor):
@@ -331,27 +341,6 @@ def _flatten_tree(tree: Any) -> tuple[list[Any], pytree.TreeSpec]:
     if type(tree) is tuple and all(isinstance(leaf, Tensor) for leaf in tree):
         return list(tree), _tuple_structure(len(tree))
     return pytree.tree_flatten(tree)
-
-
-def times_as_tensor(t: Any) -> Tensor:
-    """Return the times as one tensor, which is float64 if they were a list. Raises TypeError if they are not numbers,
-    and ValueError if they are batched by ``torch.func.vmap``."""
-    if isinstance(t, Tensor):
-        if under_vmap(t):
-            raise ValueError(
-                "t differs between the samples of torch.func.vmap, which hides its values; solve the whole batch with "
-                "stepping='per_sample' and t [B, T]"
-            )
-        return t
-    if not hasattr(t, "__iter__") or isinstance(t, str | dict | set):
-        raise TypeError(f"t must be a tensor or a list of two or more times, got {short_repr(t)}")
-    t = list(t)
-    try:
-        if any(isinstance(time, Tensor) for time in t):
-            return torch.stack([torch.as_tensor(time, dtype=torch.float64) for time in t])
-        return torch.tensor(t, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"t must be a tensor or a list of numbers, got {short_repr(t)}") from error
 
 
 def flatten(leaves: Sequence[Tensor], dtype: torch.dtype | None = None, out: Tensor | None = None) -> Tensor:
@@ -384,16 +373,3 @@ def check_state(leaves: list[Any]) -> None:
             raise ValueError("all tensors of y0 must have one dtype and one device")
     if not (first.dtype.is_floating_point or first.dtype.is_complex):
         raise ValueError(f"y0 must be of a floating-point or complex dtype, got {first.dtype}")
-
-
-def _check_times(t: Tensor) -> list[float]:
-    if t.is_complex() or t.dtype == torch.bool:
-        raise TypeError(f"t must hold real times, got {t.dtype}")
-    if t.dim() != 1 or t.numel() < 2:
-        raise ValueError(f"t must hold two or more times in one dimension, got shape {tuple(t.shape)}")
-    times = t.tolist()
-    if not all(map(math.isfinite, times)):
-        raise ValueError("t must be finite")
-    if times not in (increasing := sorted(set(times)), increasing[::-1]):
-        raise ValueError("t must be strictly increasing or strictly decreasing")
-    return times

@@ -19,10 +19,10 @@ from odebench.config.settings import Settings
 from odebench.errors import Diverged, UsageError
 from odebench.models import MODELS
 from odebench.models.dynamics import RegularisationTerms, RegularisedSolve
+from odebench.ode.arguments import times_as_tensor
 from odebench.ode.noise import RANDOM, evaluate_watched, refuse_layers_in_training_mode
 from odebench.ode.per_sample import unwrap_rows
 from odebench.ode.plan import TooManyStepsError
-from odebench.ode.problem import times_as_tensor
 
 # Two evaluations may differ by this fraction of the field's largest value: on GPUs, round-off varies.
 _MAX_RELATIVE_ROUND_OFF = 1e-2
