@@ -108,9 +108,8 @@ def _of_compiled_solve(c: Combination) -> Conflict | None:
         return Conflict(("compile", "checkpoints"), reason, "leave checkpoints out, or choose compile=step")
     for argument in ("event", "dense", "group") if c.fixed else ("event", "group"):
         if getattr(c, argument):
-            reason = (
-                f"the whole solve has no {_WORDS.get(argument, argument)}{' at fixed steps' * (argument == 'dense')}"
-            )
+            where = " at fixed steps" if argument == "dense" else ""
+            reason = f"the whole solve has no {_WORDS.get(argument, argument)}{where}"
             return Conflict(("compile", argument), reason, "leave it out, or choose compile=step")
     return _of_compiled_adjoint(c) if "adjoint" in c.gradient else None
 

@@ -17,12 +17,13 @@ def make_fixed_forward(field: Field, method: Tableau) -> Callable[..., Tensor]:
     layout = field.layout
     _ = layout.is_tensor, layout.is_tuple, layout.view_shape
 
-    def solve(n: Tensor, grid: Tensor, y: Tensor, args: list[Tensor], path: Tensor | None) -> Tensor:
+    def solve(n: Tensor, grid: Tensor, y: Tensor, args: list[Tensor], path: Tensor) -> Tensor:
         """The state [N] after n steps from y [N].
 
         n: int64. grid [rows + 1]: the steps go from each time to the next, float64.
-        path [rows, N]: overwritten with the state at the start of each step, if given.
+        path [rows, N]: overwritten with the state at the start of each step.
         """
+        steps = torch.stack([grid[:-1], grid[1:]], dim=1)
 
         def rate(t: Tensor, y: Tensor) -> Tensor:
             return layout.evaluate_flat(field.f, t, y, args)
@@ -31,9 +32,9 @@ def make_fixed_forward(field: Field, method: Tableau) -> Callable[..., Tensor]:
             return i < n
 
         def step(i: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            t, t_next = grid.index_select(0, torch.stack([i, i + 1])).unbind()
-            if path is not None:
-                path.index_put_((i.reshape(1),), y.unsqueeze(0))
+            t, t_next = steps.index_select(0, i.reshape(1))[0].unbind()
+            # Not by path[i] = ..., which inductor does not lower in a loop.
+            path.index_put_((i.reshape(1),), y.unsqueeze(0))
             return i + 1, take_step(field, method, rate, t, t_next, y)
 
         return loop(is_left, step, (torch.zeros_like(n), y.clone()))[1]
@@ -66,19 +67,20 @@ def make_fixed_backward(
         parameters: list[Tensor],
         args: list[Tensor],
     ) -> tuple[Tensor, ...]:
-        """The gradients of the state at the first of n steps, of the grid if it moves, of parameters and arguments.
+        """The gradients of the state at the first of n steps, of the ends of each step [rows, 2] if the grid moves, of
+        parameters and arguments.
 
         n, grid, path: as in ``solve``. grad_y: [N], that of the state after the last step. grad_path: that of ``path``.
         """
+        steps = torch.stack([grid[:-1], grid[1:]], dim=1)
         inputs = [*parameters, *(args[i] for i in arg_idx)]
 
         def is_left(i: Tensor, *carried: Tensor) -> Tensor:
             return i >= 0
 
         def step_back(i: Tensor, grad_y: Tensor, *totals: Tensor) -> tuple[Tensor, ...]:
-            rows = torch.stack([i, i + 1])
-            ends = grid.index_select(0, rows).unbind()
-            y = path.index_select(0, i.reshape(1))[0]
+            row = i.reshape(1)
+            ends, y = steps.index_select(0, row)[0].unbind(), path.index_select(0, row)[0]
 
             def step(y: Tensor, *inputs: Tensor) -> Tensor:
                 t, t_next = inputs[:2] if moves else ends
@@ -91,12 +93,13 @@ def make_fixed_backward(
 
             grad_y, *parts = vjp(step, y, *(ends if moves else ()), *inputs)[1](grad_y)
             if moves:
-                parts = [torch.zeros_like(grid).index_add(0, rows, torch.stack(parts[:2])), *parts[2:]]
+                grad_ends = torch.stack(parts[:2]).unsqueeze(0)
+                parts = [torch.zeros_like(steps).index_add(0, row, grad_ends), *parts[2:]]
             if grad_path is not None:
-                grad_y = grad_y + grad_path.index_select(0, i.reshape(1))[0]
+                grad_y = grad_y + grad_path.index_select(0, row)[0]
             return i - 1, grad_y.clone(), *(total + part for total, part in zip(totals, parts, strict=True))
 
-        zeros = [torch.zeros_like(x) for x in (*([grid] if moves else []), *inputs)]
+        zeros = [torch.zeros_like(x) for x in (*([steps] if moves else []), *inputs)]
         return tuple(loop(is_left, step_back, (n - 1, grad_y.clone(), *zeros))[1:])
 
     return backward

@@ -132,7 +132,9 @@ class FixedSolve:
             except NotCompiledError:
                 grad_y, *parts = graph.function(*inputs)
             if self.moves:
-                grad_points[start : start + n + 1] += parts.pop(0)[: n + 1]
+                grad_starts, grad_ends = parts.pop(0)[:n].unbind(1)
+                grad_points[start : start + n] += grad_starts
+                grad_points[start + 1 : start + n + 1] += grad_ends
             if parts:
                 torch._foreach_add_(totals, parts)
         if len(self.knots) == 2 and self.last > 0:
