@@ -293,10 +293,12 @@ def _solve_compiled(
     assert isinstance(plan.method, Tableau)
     assert isinstance(plan.norm, LargestRms)
     assert stats is not None
-    if has_saved_tensor_hooks():  # torch.func supports none
-        raise NotCompiledError
     own = set(map(id, accumulator.args))
     parameters = [x for x in accumulator.tensors if id(x) not in own]
+    names = names_of(parameters, run.solve.module)
+    # torch.func supports no hooks. Parameters that f no longer has are an error in the eager backward solve.
+    if has_saved_tensor_hooks() or names is None:
+        raise NotCompiledError
     choices = AdjointChoices(
         plan.method,
         plan.controller,
@@ -304,7 +306,7 @@ def _solve_compiled(
         full=solve.quadrature is None,
         relative=solve.relative,
         warm_start=solve.warm_start,
-        names=names_of(parameters, run.solve.module) or (),
+        names=names,
         arg_idx=tuple(i for i, arg in enumerate(accumulator.args) if arg.requires_grad),
     )
     scale = _scale(grad_states[last], plan) if solve.relative else 1.0
