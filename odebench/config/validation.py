@@ -139,6 +139,7 @@ def _check_combination(s: Settings, solver: SolverSettings, training: bool) -> N
         fixed=solver.fixed,
         stepping=solver.stepping,
         compile=solver.compile,
+        compile_math=solver.compile_math,
         step_t=solver.stop_at_times,
         group=solver.sync_steps and training,
         adjoint_method=None if adjoint_method is None else _method(adjoint_method, s),
@@ -165,7 +166,7 @@ _SETTINGS = {
     "step_t": "solver.stop_at_times",
     "adjoint_method": "gradient.method",
     "adjoint_steps": "gradient.steps",
-    **{name: f"solver.{name}" for name in ("steps", "step_size", "stepping", "compile")},
+    **{name: f"solver.{name}" for name in ("steps", "step_size", "stepping", "compile", "compile_math")},
     **{name: f"gradient.{name}" for name in _GRADIENT_OPTIONS},
 }
 

@@ -25,6 +25,7 @@ class Combination(NamedTuple):
     differentiable: whether the solution must have a gradient.
     fixed: whether the steps are fixed.
     compile: True or "step" if the step is compiled, "solve" if the whole loop is compiled, else False.
+    compile_math: "exact" or "fast", for compiled solves.
     keep, recompute, checkpoints: the options of gradient="checkpoint".
     norm: the norm of the error in the adjoint's backward solve.
     adjoint_method, adjoint_steps: the method and the number of fixed steps of the adjoint's backward solve; None takes
@@ -37,6 +38,7 @@ class Combination(NamedTuple):
     fixed: bool = False
     stepping: str = "shared"
     compile: bool | str = False
+    compile_math: str = "exact"
     event: bool = False
     dense: bool = False
     step_t: bool = False
@@ -96,6 +98,9 @@ def _of_steps(c: Combination) -> Conflict | None:
 
 def _of_compiled_solve(c: Combination) -> Conflict | None:
     if c.compile != "solve":
+        if c.compile_math != "exact":
+            reason = "only whole solves are compiled with other math"
+            return Conflict(("compile_math", "compile"), reason, "leave it out, or choose compile=solve")
         return None
     if c.gradient not in COMPILED_SOLVE_GRADIENTS:
         remedy = f"choose gradient={' or gradient='.join(COMPILED_SOLVE_GRADIENTS)}, or leave compile out"

@@ -51,6 +51,7 @@ class SolvePlan:
     interpolation: how states between the points of a grid are interpolated, "linear" or "cubic".
     dense: whether the interpolant of every step is kept.
     compile: True if the step is compiled, "solve" if the whole loop is compiled, else False.
+    compile_math: "exact", or "fast" for faster functions in compiled solves.
     """
 
     method: Method
@@ -70,6 +71,7 @@ class SolvePlan:
     interpolation: str = "cubic"
     dense: bool = False
     compile: bool | Literal["solve"] = False
+    compile_math: str = "exact"
 
     def time_direction(self, start: float, end: float) -> float:
         """Return the direction of time, +1 or -1, if ``one_sided`` is set, else 0; see ``StepperOptions``."""

@@ -57,6 +57,7 @@ def solve(
     gradient: str | GradientMode = "backprop",
     group: ProcessGroup | None = None,
     compile: bool | Literal["step", "solve"] = False,
+    compile_math: Literal["exact", "fast"] = "exact",
     throw: bool = True,
 ) -> Solution:
     """Solve dy/dt = f(t, y, *args), y(t[0]) = y0.
@@ -95,6 +96,8 @@ def solve(
         shared steps only.
     compile: whether to use torch.compile, which is worth it for small vector fields that are solved many times. "step"
         or True compiles the step, "solve" the whole loop; see docs/compiling.md.
+    compile_math: "fast" computes tanh and small matrix products of float32 faster in a compiled solve, with other
+        rounding errors.
     throw: True raises SolveError if the solve fails; False returns the states that were reached, with the status.
 
     Returns a Solution; ``y`` has the structure of y0, each tensor [T, *its shape].
@@ -103,6 +106,8 @@ def solve(
     """
     if stepping not in ("shared", "per_sample"):
         raise ValueError(f"unknown stepping {stepping!r}; choose 'shared' or 'per_sample'")
+    if compile_math not in ("exact", "fast"):
+        raise ValueError(f"unknown compile_math {compile_math!r}; choose 'exact' or 'fast'")
     throw = as_flag("throw", throw)
     if group is not None and not isinstance(group, ProcessGroup):
         raise TypeError(f"group must be a ProcessGroup of torch.distributed, got {short_repr(group)}")
@@ -131,6 +136,7 @@ def solve(
         one_sided=len(jumps) > 0,
         dense=as_flag("dense", dense),
         compile=_as_compile(compile),
+        compile_math=compile_math,
     )
     plan, mode = check_plan(plan), find_gradient_mode(gradient)
     if isinstance(problem, RowProblem):
@@ -226,6 +232,7 @@ def check_combination(
         fixed=plan.tolerance is None,
         stepping="per_sample" if isinstance(problem, RowProblem) else "shared",
         compile=plan.compile,
+        compile_math=plan.compile_math,
         event=event,
         dense=plan.dense,
         step_t=bool(plan.step_times),

@@ -182,6 +182,9 @@ INVALID = {
     "the whole solve has no solver.stepping=per_sample; choose solver.stepping=shared, or leave compile out",
     "solver.compile=solve gradient=backprop solver.sync_steps=true": "solver.compile=solve: "
     "the whole solve has no group of processes; leave it out, or choose solver.compile=step",
+    "solver.compile_math=quick": "solver.compile_math=quick: must be exact or fast",
+    "solver.compile_math=fast solver.compile=step": "solver.compile_math=fast: "
+    "only whole solves are compiled with other math; leave it out, or choose solver.compile=solve",
     "solver.compile=true solver.stepping=per_sample": "solver.compile=true: "
     "solver.stepping=per_sample has no compiled step; leave it out, or choose solver.stepping=shared",
     "gradient=adjoint solver.stepping=per_sample": "solver.stepping=per_sample: "

@@ -47,6 +47,7 @@ def decay(t, y):
         ("controller", 3, "unknown controller 3; the controllers are integral, pi, pid"),
         ("group", 3, "group"),
         ("compile", "anything", "compile must be True or False, 'step' or 'solve', got 'anything'"),
+        ("compile_math", "quick", "unknown compile_math 'quick'; choose 'exact' or 'fast'"),
         ("dense", 1, "dense must be True or False, got 1"),
         ("throw", None, "throw must be True or False, got None"),
     ],

@@ -28,6 +28,7 @@ class SolverSettings(Choice):
     stepping: Literal["shared", "per_sample"]
     stop_at_times: bool
     compile: bool | Literal["step", "solve"]
+    compile_math: Literal["exact", "fast"]
     options: dict[str, Any]
 
     @property

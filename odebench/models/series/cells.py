@@ -193,6 +193,7 @@ class ODERNNCell(RecurrentCell):
                 "gradient": "backprop",
                 "stepping": "shared",
                 "compile": False,
+                "compile_math": "exact",
             }
         gaps = ode.Rows(gap.unsqueeze(1))
         return (solve(self._scaled_field, state[0], (0.0, 1.0), args=(gaps,), first_step=None, **more).y[-1],)

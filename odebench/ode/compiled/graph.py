@@ -1,19 +1,31 @@
-"""Compilation of a function with a loop, and what happens where torch cannot do it."""
+"""Compilation of a function with a loop, for each size of its inputs, and what happens where torch cannot do it."""
 
+import functools
 import logging
+import re
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
+from odebench.ode.compiled.fast_math import compile_with_fast_math
 from odebench.ode.methods.compiled_step import own_code
+from odebench.ode.problem import StateLayout
 
 log = logging.getLogger(__name__)
 
 Loop = Callable[..., Any]
+
+# This many sizes get code of their own, which is faster than the code that all further sizes share.
+STATIC_SIZES = 2
+# Lines of these folders are not the user's.
+_OWN_FOLDERS = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent))
 
 
 class NotCompiledError(Exception):
@@ -45,43 +57,134 @@ def _contiguous(x: Tensor) -> Tensor:
     return x if x.dim() < 2 else x.reshape(-1).reshape(x.shape)
 
 
-class CompiledGraph:
-    """A function that torch compiles when it is called first; kind: "solve" or "gradient", for messages."""
+class BatchLayout(StateLayout):
+    """The layout of states with any number of rows, which a graph finds from the size of y. shapes: those of a row."""
 
-    def __init__(self, function: Callable[..., Any], kind: str) -> None:
-        self.function, self._kind = function, kind
-        self._compiled: Callable[..., Any] | None = None
+    def unflatten(self, y: Tensor) -> Any:
+        """See ``StateLayout.unflatten``."""
+        return self.rebuild(self.split(y))
+
+    def split(self, y: Tensor) -> list[Tensor]:
+        """See ``StateLayout.split``."""
+        rows = y.shape[-1] // sum(self.sizes)
+        parts = (y,) if self.is_tensor else y.split_with_sizes([rows * size for size in self.sizes], dim=-1)
+        return [part.view((*y.shape[:-1], rows, *shape)) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def evaluate(self, f: Callable[..., Any], t: Tensor, state: Any, args: Sequence[Tensor]) -> Sequence[Tensor]:
+        """See ``StateLayout.evaluate``."""
+        rates, states = (pytree.tree_leaves(x) for x in (f(t, state, *self.rebuild_args(args)), state))
+        for rate, y in zip(rates, states, strict=True):
+            if rate.shape != y.shape or rate.dtype != y.dtype:
+                raise ValueError("f(t, y) must return tensors of y's shape and dtype")
+        return rates
+
+
+@functools.lru_cache(maxsize=256)
+def for_any_batch(layout: StateLayout) -> StateLayout:
+    """Return the layout for any number of rows, if all tensors of the state have rows; else the layout itself."""
+    first, shapes = [shape[:1] for shape in layout.shapes], tuple(shape[1:] for shape in layout.shapes)
+    sizes = tuple(shape.numel() for shape in shapes)
+    if not all(first) or len(set(first)) > 1 or not sum(sizes):
+        return layout
+    others = layout.dtype, layout.args_structure, layout.constants, layout.autocast
+    return BatchLayout(layout.structure, shapes, sizes, *others)
+
+
+class CompiledGraph:
+    """A function that torch compiles when it is called first, and again for other sizes of its inputs.
+
+    The first ``STATIC_SIZES`` sizes have code of their own, all others share code.
+
+    kind: "solve" or "gradient", for messages. math: "exact", or "fast" for the functions of ``fast_math``.
+    """
+
+    def __init__(self, function: Callable[..., Any], kind: str, math: str = "exact") -> None:
+        self.function, self._kind, self._math = function, kind, math
+        self._static: dict[tuple[torch.Size, ...], _Code] = {}
+        self._shared = _Code(function, math, f"{kind} for inputs of any size")
         self._failed = False
 
     def __call__(self, *inputs: Any) -> Any:
         """The function's results. Raises NotCompiledError, after one warning, if torch cannot compile it."""
-        if self._failed:
+        code = self._find_code([x for item in inputs for x in ((item,) if isinstance(item, Tensor) else item or ())])
+        if self._failed or code.failed:
             raise NotCompiledError
         try:
-            if self._compiled is None:
-                self._compiled = self._compile()
-            return self._compiled(*inputs)
+            return code(*inputs)
         # torch raises many types: for code that it cannot capture, without a C++ compiler, where its private functions
         # have moved. Errors of f itself were raised by an evaluation before.
         except Exception as error:
-            if type(error).__name__ == "FailOnRecompileLimitHit":
-                self.refuse("f reads numbers in Python that change from solve to solve; pass them as tensors in args")
-            # Of an operation inside the loop, the reason follows a general line.
-            lines = str(error).rpartition("Got graph break/error:")[2].strip().splitlines()
-            self.refuse(f"torch cannot compile it: {lines[0] if lines else type(error).__name__}")
+            code.failed = True
+            if code is not self._shared:
+                self.refuse(_reason(error))
+            # The first sizes stay compiled.
+            self._warn(f"{self._kind} for further sizes", _reason(error))
+            raise NotCompiledError from None
 
     def refuse(self, reason: str) -> NoReturn:
         """Raise NotCompiledError, now with a warning and in every later call without."""
         if not self._failed:
             self._failed = True
-            warnings.warn(f"compile='solve' has no effect on this {self._kind}: {reason}", stacklevel=2)
+            self._warn(self._kind, reason)
         raise NotCompiledError
+
+    def _find_code(self, tensors: list[Tensor]) -> "_Code":
+        sizes = tuple(x.shape for x in tensors)
+        if (code := self._static.get(sizes)) is not None:
+            return code
+        if len(self._static) < STATIC_SIZES:
+            return self._static.setdefault(sizes, _Code(self.function, self._math, self._kind))
+        for tensor, first in zip(tensors, next(iter(self._static)), strict=False):
+            for dim, (size, first_size) in enumerate(zip(tensor.shape, first, strict=False)):
+                if size != first_size:
+                    torch._dynamo.maybe_mark_dynamic(tensor, dim)
+        return self._shared
+
+    @staticmethod
+    def _warn(what: str, reason: str) -> None:
+        warnings.warn(f"compile='solve' has no effect on this {what}: {reason}", stacklevel=4)
+
+
+class _Code:
+    """A function that torch compiles once; name: for the log."""
+
+    def __init__(self, function: Callable[..., Any], math: str, name: str) -> None:
+        self._function, self._math, self._name = function, math, name
+        self._compiled: Callable[..., Any] | None = None
+        self.failed = False
+
+    def __call__(self, *inputs: Any) -> Any:
+        if self._compiled is not None:
+            return self._compiled(*inputs)
+        log.info("compiling the %s, about 30 s, once", self._name)
+        start = time.perf_counter()
+        self._compiled = self._compile()
+        results = self._compiled(*inputs)
+        log.info("compiled in %.0f s", time.perf_counter() - start)
+        return results
 
     def _compile(self) -> Callable[..., Any]:
         from torch._higher_order_ops.while_loop import while_loop_op
 
         # Else inductor would compile in each process again.
         while_loop_op._cacheable = True
-        log.info("compiling the %s, about 30 s, once for each vector field and size of its state", self._kind)
-        function = own_code(self.function)
-        return torch.compile(function, fullgraph=True, dynamic=False, options={"cpp_wrapper": True})
+        how: dict[str, Any] = {"options": {"cpp_wrapper": True}}
+        if self._math == "fast":
+            how = {"backend": compile_with_fast_math}
+        return torch.compile(own_code(self._function), fullgraph=True, dynamic=False, **how)
+
+
+def _reason(error: Exception) -> str:
+    """Why torch could not compile, with the user's line where it stopped."""
+    if type(error).__name__ == "FailOnRecompileLimitHit":
+        return "f reads numbers in Python that change from solve to solve; pass them as tensors in args"
+    # Of an operation inside the loop, the reason follows a general line.
+    text = str(error).rpartition("Got graph break/error:")[2].strip()
+    reason = text.splitlines()[0] if text else type(error).__name__
+    frames = [x for x in getattr(error, "real_stack", None) or () if not x.filename.startswith(_OWN_FOLDERS)]
+    if frames:
+        line = frames[-1]
+        reason += f", at {Path(line.filename).name}:{line.lineno}: {line.line}"
+    elif explanation := re.search("Explanation: (.*?[.])", text):  # of a change of an object outside of the loop
+        reason += f": {explanation[1]}"
+    return f"torch cannot compile it: {reason}"

@@ -30,16 +30,19 @@ class StepBuffers:
 
     def __init__(self, spare: list[tuple[Tensor, Tensor]], rows: int, shape: tuple[int, int, int], y: Tensor) -> None:
         self._spare = spare
-        try:
-            self.steps, self.kept = spare.pop()
-        except IndexError:
+        fitting = (i for i, (_, kept) in enumerate(spare) if kept.shape == shape)
+        if (i := next(fitting, None)) is not None:
+            self.steps, self.kept = spare.pop(i)
+        else:
             # Tensors made in inference mode could not be written to outside of it.
             with torch.inference_mode(False):
                 self.steps = torch.zeros(rows, STEP_COLUMNS, dtype=torch.float64)
                 self.kept = torch.zeros(shape, dtype=y.dtype, device=y.device)
 
     def __del__(self) -> None:
-        if len(self._spare) < MAX_SPARE_BUFFERS and self.kept.nbytes <= MAX_SPARE_BYTES:
+        if self.kept.nbytes <= MAX_SPARE_BYTES:
+            if len(self._spare) == MAX_SPARE_BUFFERS:
+                del self._spare[0]
             self._spare.append((self.steps, self.kept))
 
 

@@ -14,7 +14,7 @@ from odebench.ode.compiled.backward import make_backward
 from odebench.ode.compiled.field import Field, FieldModule, UsedParameters, names_of
 from odebench.ode.compiled.fixed_run import FixedGraphs, FixedSolve
 from odebench.ode.compiled.forward import LoopStages, make_forward
-from odebench.ode.compiled.graph import CompiledGraph
+from odebench.ode.compiled.graph import CompiledGraph, for_any_batch
 from odebench.ode.compiled.outputs import StepBuffers, StoredSteps, padded_length
 from odebench.ode.compiled.step_control import LoopState, tolerance_tensor
 from odebench.ode.control import Controller
@@ -40,6 +40,7 @@ class CompiledSolve:
     modules: those that f refers to. inner: see ``make_forward``. keep: store the stages of every step.
     is_checked: whether f was evaluated once outside of the graph, where its result and its noise are checked.
     used: the parameters that this evaluation used; None if it is unknown.
+    math: see ``CompiledGraph``.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class CompiledSolve:
         field: Field,
         modules: Sequence[nn.Module],
         method: Tableau,
+        math: str,
         controller: Controller,
         inner: bool,
         keep: bool,
@@ -57,11 +59,11 @@ class CompiledSolve:
             modules = modules_of(x for xs in vars(field.f).values() if isinstance(xs, tuple) for x in xs)
         self.module, self.is_checked = FieldModule(field.f, modules), False
         self.used: UsedParameters | None = None
-        self.forward = CompiledGraph(make_forward(field, method, controller, inner), "solve")
+        self.forward = CompiledGraph(make_forward(field, method, controller, inner), "solve", math)
         assert method.dense is not None
         self.polynomials = weights_by_power(method.dense)
         self._backward: dict[Any, CompiledGraph] = {}
-        self._keep, self._num_kept = keep, len(LoopStages.of(method, inner).c) + 1
+        self._math, self._keep, self._num_kept = math, keep, len(LoopStages.of(method, inner).c) + 1
         self._spare: list[tuple[Tensor, Tensor]] = []
 
     def backward(self, names: tuple[str, ...], arg_idx: tuple[int, ...]) -> CompiledGraph:
@@ -69,14 +71,14 @@ class CompiledSolve:
         key = (names, arg_idx)
         if key not in self._backward:
             function = make_backward(self.field, self.module, self.method, self.inner, names, arg_idx)
-            self._backward[key] = CompiledGraph(function, "gradient")
+            self._backward[key] = CompiledGraph(function, "gradient", self._math)
         return self._backward[key]
 
     def adjoint(self, choices: AdjointChoices, num_rows: int) -> CompiledGraph:
         """The graph of the continuous adjoint for tables of this padded length."""
         key = (choices, num_rows)
         if key not in self._backward:
-            self._backward[key] = CompiledGraph(make_adjoint(self.field, self.module, choices), "gradient")
+            self._backward[key] = CompiledGraph(make_adjoint(self.field, self.module, choices), "gradient", self._math)
         return self._backward[key]
 
     def buffers(self, y: Tensor) -> StepBuffers:
@@ -95,8 +97,7 @@ def modules_of(functions: Iterable[Callable[..., Any]]) -> tuple[nn.Module, ...]
 # Bounded, since each entry keeps its function; a new lambda in every solve compiles every time.
 @functools.lru_cache(maxsize=64)
 def _compiled_solve(kind: Callable[..., Any], *key: Any) -> Any:
-    *arguments, _ = key
-    return kind(*arguments)
+    return kind(*key)
 
 
 def find_compiled_solve(problem: InitialValueProblem, plan: SolvePlan, keep: bool) -> CompiledSolve:
@@ -119,10 +120,9 @@ def _find(kind: Callable[..., Any], problem: InitialValueProblem, plan: SolvePla
     f = problem.f
     # The parameters of a module f are found in each solve.
     modules = () if isinstance(f, nn.Module) else modules_of([f])
-    field = Field(f, problem.layout, plan.one_sided)
-    sizes = tuple((arg.shape, arg.dtype) for arg in problem.args)
     try:
-        return _compiled_solve(kind, field, modules, plan.method, *choices, sizes)
+        field = Field(f, for_any_batch(problem.layout), plan.one_sided)
+        return _compiled_solve(kind, field, modules, plan.method, plan.compile_math, *choices)
     except TypeError as error:
         raise ValueError(f"compile='solve': f and the constants in args must be hashable ({error})") from error
 
