@@ -119,6 +119,16 @@ def referenced_objects(f: Any, seen: frozenset[Any] = frozenset()) -> list[tuple
     return found
 
 
+def held_objects(f: Any) -> dict[str, Any]:
+    """Return the objects that f refers to and the attributes of its modules, by name."""
+    held: dict[str, Any] = {}
+    for name, value in referenced_objects(f):
+        held[name] = value
+        for path, layer in value.named_modules(prefix=name) if isinstance(value, nn.Module) else ():
+            held |= {f"{path}.{key}".lstrip("."): attribute for key, attribute in vars(layer).items()}
+    return held
+
+
 @functools.lru_cache(maxsize=256)
 def _globals_of(code: types.CodeType) -> tuple[str, ...]:
     """Return the global names that a code object uses, without the names of attributes."""

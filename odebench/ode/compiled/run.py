@@ -21,7 +21,7 @@ from odebench.ode.control import Controller
 from odebench.ode.dense import weights_by_power
 from odebench.ode.integrate import IntegrationResult
 from odebench.ode.methods.tableau import Tableau
-from odebench.ode.noise import referenced_objects
+from odebench.ode.noise import held_objects, referenced_objects
 from odebench.ode.plan import SolvePlan
 from odebench.ode.problem import InitialValueProblem
 from odebench.ode.solution import SolveOutcome, Status
@@ -174,9 +174,22 @@ def check_field(problem: InitialValueProblem, solve: CompiledSolve | FixedGraphs
     if problem.layout.autocast is not None:
         solve.forward.refuse("autocast is on, where compiled code rounds differently")
     if not solve.is_checked:
-        nfe = problem.stats.nfe
-        problem(problem.time_tensors(problem.times[:1])[0], problem.y0.detach())
-        problem.stats.nfe, solve.is_checked = nfe, True
+        _check_evaluation(problem, solve)
+
+
+def _check_evaluation(problem: InitialValueProblem, solve: CompiledSolve | FixedGraphs) -> None:
+    """Evaluate f outside of the graph, where its result and its noise are checked.
+
+    Refuses f if it replaces a Python object that it refers to, such as a counter, as the compiled loop would not.
+    """
+    nfe, y, (t,) = problem.stats.nfe, problem.y0.detach(), problem.time_tensors(problem.times[:1])
+    problem(t, y)  # may make what f keeps for all later evaluations
+    before = held_objects(problem.f)
+    problem(t, y)
+    changed = [name for name, value in held_objects(problem.f).items() if before.get(name) is not value]
+    problem.stats.nfe, solve.is_checked = nfe, True
+    if changed:
+        solve.forward.refuse(f"f changes {changed[0]} in each evaluation; a compiled solve evaluates no Python")
 
 
 def _run(problem: InitialValueProblem, plan: SolvePlan, solve: CompiledSolve, y: Tensor) -> CompiledRun:

@@ -75,7 +75,7 @@ def _solve(mode: str, solve: ForwardSolve) -> IntegrationResult:
     graphs: int | None = num_graphs()
     if used is None or parameters is None:
         first = first_evaluation(problem, mode) if mode != "backprop" else _leaves_of_f(problem, compiled)
-        problem.stats.nfe, compiled.is_checked, parameters, graphs = nfe, True, first.parameters, None
+        problem.stats.nfe, parameters, graphs = nfe, first.parameters, None
         names = names_of([x for x in parameters if x.requires_grad], compiled.module)
         if names is None:
             compiled.forward.refuse(NO_PARAMETER)
