@@ -211,10 +211,8 @@ def test_the_loops_are_captured_once(captured, caplog):
                 solve(field, y0, times, **options).y.sum().backward()
                 with torch.no_grad():
                     solve(field, y0, times[::2], **options)
-    assert [record.message.split(",")[0] for record in caplog.records] == [
-        "compiling the solve",
-        "compiling the gradient",
-    ]
+    logged = [record.message.split(",")[0] for record in caplog.records]
+    assert [line for line in logged if "compiled in" not in line] == ["compiling the solve", "compiling the gradient"]
 
 
 @needs_compiler

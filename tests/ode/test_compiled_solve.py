@@ -365,7 +365,9 @@ PRODUCT = WEIGHT * 2
         pytest.param(
             prints, r"torch cannot compile it: .*, at test_compiled_solve.py:\d+: print\(end=\"\"\)$", id="print"
         ),
-        pytest.param(Counts(), "f changes calls in each evaluation; a compiled solve evaluates no Python", id="counter"),
+        pytest.param(
+            Counts(), "f changes calls in each evaluation; a compiled solve evaluates no Python", id="counter"
+        ),
         pytest.param(ChangesBuffer(), "torch cannot compile it: .*[Ss]ide effect", id="buffer"),
         pytest.param(lambda t, y: -y * WEIGHT, "is no parameter of a module; pass it through args", id="tensor"),
         pytest.param(lambda t, y: -y * PRODUCT, "computed outside of it; pass it through args", id="computed"),
