@@ -232,8 +232,27 @@ def test_parameters_of_modules_whose_methods_a_field_holds(uncompiled):
             return sum(function(t, y, scale) for function in self.functions)
 
     field, (y0, scale) = Network(), start()
-    assert_equal(*both(Scaled(field.twice), y0, (0.0, 1.0), (scale,), field.parameters()))
-    assert_equal(*both(field.twice, y0, (0.0, 1.0), (scale,), field.parameters()))
+    for f in (Scaled(field.twice), field.twice):
+        for gradient in ("backprop", "backprop", "adjoint"):
+            assert_equal(*both(f, y0, (0.0, 1.0), (scale,), field.parameters(), gradient=gradient))
+
+
+def test_layers_and_parameters_with_several_names(uncompiled):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = self.again = Network()
+            self.other = Network()
+            self.other.net[0].weight = self.one.net[0].weight
+
+        def forward(self, t, y, scale):
+            return self.one(t, y, scale) + self.again(2 * t, y, scale) + self.other(t, y, scale)
+
+    field, (y0, scale) = Twice(), start()
+    before = [*field.parameters()]
+    for gradient in ("backprop", "backprop", "adjoint"):
+        assert_equal(*both(field, y0, (0.0, 1.0), (scale,), before, gradient=gradient))
+        assert all(one is other for one, other in zip(before, field.parameters(), strict=True))
 
 
 def test_the_gradient_of_times(uncompiled):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
-from odebench.ode.compiled.field import Field, FieldModule, rate_of_inputs
+from odebench.ode.compiled.field import Field, FieldModule, rate_of_inputs, slots_of
 from odebench.ode.compiled.graph import CompiledGraph, loop
 from odebench.ode.compiled.outputs import padded_length
 from odebench.ode.compiled.step_control import (
@@ -91,11 +91,11 @@ def make_adjoint(
     field: Field, module: FieldModule, choices: AdjointChoices
 ) -> Callable[..., tuple[list[Tensor], list[Tensor], Tensor, Tensor]]:
     """The function ``backward`` below."""
-    method, controller, names, arg_idx = choices.method, choices.controller, choices.names, choices.arg_idx
+    method, controller, arg_idx = choices.method, choices.controller, choices.arg_idx
     error_weights = method.error
     assert error_weights is not None
     # Computing cached properties inside would break the graph.
-    layout = field.layout
+    layout, slots = field.layout, slots_of(module, choices.names)
     fsal, _ = method.fsal, (layout.is_tensor, layout.is_tuple, layout.view_shape)
     full, uses_past = choices.full, bool(controller.proportional or controller.derivative)
 
@@ -166,7 +166,7 @@ def make_adjoint(
                 y, a = ends
                 inward = {0.0: direction, 1.0: -direction}.get(method.c[j])
                 time = field.time(t + method.c[j] * signed, y, inward)
-                rate = rate_of_inputs(module, layout, names, arg_idx, time, args)
+                rate = rate_of_inputs(module, layout, slots, arg_idx, time, args)
                 weighted = method.b[j] != 0 or (full and error_weights[j] != 0)
                 k, pull, *_ = vjp(rate, y, *targets) if weighted else vjp(partial(_rate, rate, targets), y)
                 parts: list[Any] = [k, *(-part for part in pull(a))]

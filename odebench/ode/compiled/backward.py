@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
-from odebench.ode.compiled.field import Field, FieldModule, rate_of_inputs
+from odebench.ode.compiled.field import Field, FieldModule, rate_of_inputs, slots_of
 from odebench.ode.compiled.forward import LoopStages
 from odebench.ode.compiled.graph import loop
 from odebench.ode.methods.compiled_step import weighted_sum
@@ -21,7 +21,7 @@ def make_backward(
     module: f as a module. inner: as in ``make_forward``. names: of the parameters and arg_idx: the positions of the
     arguments that get gradients.
     """
-    stages, layout = LoopStages.of(method, inner), field.layout
+    stages, layout, slots = LoopStages.of(method, inner), field.layout, slots_of(module, names)
     _ = layout.is_tensor, layout.is_tuple, layout.view_shape
 
     def backward(
@@ -51,7 +51,7 @@ def make_backward(
 
         def vjp_of_field(t: Tensor, y: Tensor, inward: Tensor | None, gradient: Tensor) -> tuple[Tensor, ...]:
             time = field.time(t, y, inward)
-            return vjp(rate_of_inputs(module, layout, names, arg_idx, time, args), y, *inputs)[1](gradient)
+            return vjp(rate_of_inputs(module, layout, slots, arg_idx, time, args), y, *inputs)[1](gradient)
 
         grad_kept = None
         if inner:

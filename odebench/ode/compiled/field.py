@@ -1,12 +1,13 @@
 """The vector field as a function of all tensors that get gradients, for ``torch.func``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from odebench.ode.noise import referenced_objects
 from odebench.ode.problem import StateLayout
 
 
@@ -29,11 +30,20 @@ class Field(NamedTuple):
         return self.layout.evaluate_flat(self.f, self.time(t, y, inward), y, args)
 
 
+def modules_of(functions: Iterable[Callable[..., Any]]) -> tuple[nn.Module, ...]:
+    """The modules that the functions refer to; of a module's method also this module, which it may call."""
+    found = [x for f in functions for x in (getattr(f, "__self__", None), *(held for _, held in referenced_objects(f)))]
+    return tuple(dict.fromkeys(x for x in found if isinstance(x, nn.Module)))
+
+
 class FieldModule(nn.Module):
     """f as a module of the modules that it refers to, so that ``functional_call`` can replace their parameters."""
 
     def __init__(self, f: Callable[..., Any], modules: Sequence[nn.Module]) -> None:
         super().__init__()
+        if isinstance(f, nn.Module):
+            # It may hold functions of other modules, as an AugmentedField does.
+            modules = modules_of(x for xs in vars(f).values() if isinstance(xs, tuple) for x in xs)
         self.f = f
         self.referenced = nn.ModuleList(modules)
 
@@ -75,19 +85,43 @@ def names_of(parameters: Sequence[Tensor], f: Any) -> tuple[str, ...] | None:
     return tuple(names[id(p)] for p in parameters) if all(id(p) in names for p in parameters) else None
 
 
+def slots_of(f: nn.Module, names: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """For each of these parameters of f, one name of every place where a module of f holds it.
+
+    ``functional_call`` itself would find tied parameters by all their names. But in a module that has several names, it
+    leaves the tensors that it was given.
+    """
+    slots: dict[int, list[str]] = {id(f.get_parameter(name)): [] for name in names}
+    for path, module in f.named_modules():
+        for key, parameter in module._parameters.items():
+            if id(parameter) in slots:
+                slots[id(parameter)].append(f"{path}.{key}".lstrip("."))
+    return tuple(map(tuple, slots.values()))
+
+
 def rate_of_inputs(
-    f: nn.Module, layout: StateLayout, names: tuple[str, ...], arg_idx: tuple[int, ...], t: Tensor, args: list[Tensor]
+    f: nn.Module,
+    layout: StateLayout,
+    slots: tuple[tuple[str, ...], ...],
+    arg_idx: tuple[int, ...],
+    t: Tensor,
+    args: list[Tensor],
 ) -> Callable[..., Tensor]:
     """Return dy/dt [N] at t as a function of y [N] and the tensors that get gradients, for ``torch.func.vjp``.
 
-    Those are the parameters ``names`` of the module f, then the arguments at the positions ``arg_idx`` of ``args``.
+    Those are parameters of the module f, then the arguments at the positions ``arg_idx`` of ``args``. slots: see
+    ``slots_of``.
     """
 
     def rate(y: Tensor, *inputs: Tensor) -> Tensor:
         all_args = list(args)
-        for i, value in zip(arg_idx, inputs[len(names) :], strict=True):
+        for i, value in zip(arg_idx, inputs[len(slots) :], strict=True):
             all_args[i] = value
-        parameters = dict(zip(names, inputs, strict=False))
-        return layout.evaluate_flat(lambda *inputs_of_f: functional_call(f, parameters, inputs_of_f), t, y, all_args)
+        parameters = {name: value for names, value in zip(slots, inputs, strict=False) for name in names}
+
+        def call(*inputs_of_f: Any) -> Any:
+            return functional_call(f, parameters, inputs_of_f, tie_weights=False)
+
+        return layout.evaluate_flat(call, t, y, all_args)
 
     return rate

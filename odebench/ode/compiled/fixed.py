@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
-from odebench.ode.compiled.field import Field, FieldModule, rate_of_inputs
+from odebench.ode.compiled.field import Field, FieldModule, rate_of_inputs, slots_of
 from odebench.ode.compiled.graph import loop
 from odebench.ode.methods.compiled_step import weighted_sum
 from odebench.ode.methods.tableau import Tableau
@@ -55,7 +55,7 @@ def make_fixed_backward(
     module: f as a module. names: of the parameters and arg_idx: the positions of the arguments that get gradients.
     moves: whether the times of the grid get gradients.
     """
-    layout = field.layout
+    layout, slots = field.layout, slots_of(module, names)
     _ = layout.is_tensor, layout.is_tuple, layout.view_shape
 
     def backward(
@@ -87,7 +87,7 @@ def make_fixed_backward(
                 values = inputs[2:] if moves else inputs
 
                 def rate(t: Tensor, y: Tensor) -> Tensor:
-                    return rate_of_inputs(module, layout, names, arg_idx, t, args)(y, *values)
+                    return rate_of_inputs(module, layout, slots, arg_idx, t, args)(y, *values)
 
                 return take_step(field, method, rate, t, t_next, y)
 

@@ -3,7 +3,7 @@
 import bisect
 import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from odebench.ode.compiled.adjoint import AdjointChoices, make_adjoint
 from odebench.ode.compiled.backward import make_backward
-from odebench.ode.compiled.field import Field, FieldModule, UsedParameters, names_of
+from odebench.ode.compiled.field import Field, FieldModule, UsedParameters, modules_of, names_of
 from odebench.ode.compiled.fixed_run import FixedGraphs, FixedSolve
 from odebench.ode.compiled.forward import LoopStages, make_forward
 from odebench.ode.compiled.graph import CompiledGraph, for_any_batch
@@ -21,7 +21,7 @@ from odebench.ode.control import Controller
 from odebench.ode.dense import weights_by_power
 from odebench.ode.integrate import IntegrationResult
 from odebench.ode.methods.tableau import Tableau
-from odebench.ode.noise import held_objects, referenced_objects
+from odebench.ode.noise import held_objects
 from odebench.ode.plan import SolvePlan
 from odebench.ode.problem import InitialValueProblem
 from odebench.ode.solution import SolveOutcome, Status
@@ -54,9 +54,6 @@ class CompiledSolve:
         keep: bool,
     ) -> None:
         self.field, self.method, self.controller, self.inner = field, method, controller, inner
-        if isinstance(field.f, nn.Module):
-            # It may hold functions of other modules, as an AugmentedField does.
-            modules = modules_of(x for xs in vars(field.f).values() if isinstance(xs, tuple) for x in xs)
         self.module, self.is_checked = FieldModule(field.f, modules), False
         self.used: UsedParameters | None = None
         self.forward = CompiledGraph(make_forward(field, method, controller, inner), "solve", math)
@@ -86,12 +83,6 @@ class CompiledSolve:
         row_bytes = max(self._num_kept * y.numel() * y.element_size(), 1)
         rows = max(MIN_ROWS, min(MAX_ROWS, BUFFER_BYTES // row_bytes)) if self._keep else MAX_ROWS
         return StepBuffers(self._spare, rows, (rows if self._keep else 1, self._num_kept, y.numel()), y)
-
-
-def modules_of(functions: Iterable[Callable[..., Any]]) -> tuple[nn.Module, ...]:
-    """The modules that the functions refer to; of a module's method also this module, which it may call."""
-    found = [x for f in functions for x in (getattr(f, "__self__", None), *(held for _, held in referenced_objects(f)))]
-    return tuple(dict.fromkeys(x for x in found if isinstance(x, nn.Module)))
 
 
 # Bounded, since each entry keeps its function; a new lambda in every solve compiles every time.

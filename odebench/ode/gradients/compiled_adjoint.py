@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vjp
 
-from odebench.ode.compiled.field import names_of, rate_of_inputs
+from odebench.ode.compiled.field import names_of, rate_of_inputs, slots_of
 from odebench.ode.gradients.captured_tensors import GradientAccumulator
 from odebench.ode.integrate import Observer
 from odebench.ode.methods.compiled_step import StepFunction, compile_or_fall_back, weighted_sum
@@ -111,13 +111,14 @@ def _compile_step(
 ) -> StepFunction:
     # Evaluate cached properties before tracing: torch would break the graph at a property that it has to compute.
     fsal, _, _, _ = method.fsal, layout.is_tensor, layout.is_tuple, layout.view_shape
+    slots = slots_of(f, names)
 
     def step(numbers: Tensor, z: Tensor, parameters: list[Tensor], args: list[Tensor]) -> tuple[Tensor, ...]:
         h, *stage_times = numbers.unbind()
         inputs = [*parameters, *(args[i] for i in arg_idx)]
 
         def linearize(t: Tensor, y: Tensor, with_parameters: bool) -> Any:
-            rate = rate_of_inputs(f, layout, names, arg_idx, t, args)
+            rate = rate_of_inputs(f, layout, slots, arg_idx, t, args)
             return vjp(rate, y, *inputs) if with_parameters else vjp(lambda y: rate(y, *inputs), y)
 
         stages: list[Tensor] = []
