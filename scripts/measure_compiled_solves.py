@@ -1,92 +1,59 @@
-"""Compare eager solves with compiled steps and compiled solves, on cases of ``odebench bench``.
+"""Compare compiled solves with eager ones and with other libraries, by `odebench bench` on one thread.
 
-    python scripts/measure_compiled_solves.py tiny mlp --repeats 200
+    python scripts/measure_compiled_solves.py FOLDER
+    python scripts/measure_compiled_solves.py FOLDER tiny cnf tiny:4096 --repeats 3
 
-Uses one thread. The three run in turns, so that a drift of the machine's speed affects all. The numbers are the
-shortest times. They are CPU time, since another program on the same cores lengthens wall time. Compiling takes
-minutes. Writes docs/results/compiled_solves.*.csv and docs/compiling.md.
+A measurement is a case, or CASE:BATCH. Each is a process, whose results stay in FOLDER: a measurement that was stopped
+continues with the first one that is missing. At the end, writes docs/results/compiled_solves.*.csv, the picture, and
+the tables of the pages. Needs the other libraries (pip install -e ".[peers]"), an idle machine, and about five minutes
+for each case, three for another batch, mostly for the compiler.
 """
 
 import argparse
-import time
-from collections.abc import Callable
+import subprocess
+import sys
+from pathlib import Path
 
+import compiled_tables
 import results
-import torch
 from render_tables import render_pages
 
-from odebench.bench.cases import CASES, CaseProblem, build_problem, loss
-from odebench.ode import solve
+from odebench.bench import report
 
-VARIANTS = {"eager": False, "step": "step", "solve": "solve"}
-
-
-def forward(problem: CaseProblem, compile: bool | str) -> Callable[[], object]:
-    """Make a function that solves without a gradient."""
-    tol = problem.case.tol
-
-    def run() -> object:
-        with torch.no_grad():
-            return solve(problem.field, problem.state, problem.times, rtol=tol, atol=tol, compile=compile)
-
-    return run
+MEASUREMENTS = ("tiny", "mlp", "mlp_silu", "cnf", "tiny:1", "tiny:4096", "mlp:1", "mlp:4096")
+# diffrax computes the exact gradient in mode checkpoint.
+OPTIONS = ["--modes", "forward,backprop,checkpoint,adjoint", "--peers", "torchdiffeq,torchode,diffrax"]
+OPTIONS += ["--threads", "1", "--alone"]
 
 
-def gradient(problem: CaseProblem, compile: bool | str) -> Callable[[], object]:
-    """Make a function that solves and computes the gradient of ``cases.loss`` for the state and the parameters."""
-    tol, y0 = problem.case.tol, problem.state.clone().requires_grad_()
-
-    def run() -> object:
-        solution = solve(problem.field, y0, problem.times, rtol=tol, atol=tol, compile=compile)
-        return torch.autograd.grad(loss(solution.y), [y0, *problem.parameters])
-
-    return run
-
-
-def shortest_times(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Return the shortest CPU time of each function in ms; print that of its first call in seconds."""
-    for name, run in runs.items():
-        start = time.process_time()
-        run()
-        print(f"  {name}: first call {time.process_time() - start:.1f} s of CPU time", flush=True)
-    best = dict.fromkeys(runs, float("inf"))
-    for _ in range(repeats):
-        for name, run in runs.items():
-            start = time.process_time()
-            run()
-            best[name] = min(best[name], 1e3 * (time.process_time() - start))
-    return best
+def measure(name: str, folder: Path, repeats: int) -> None:
+    """Measure one case, unless its results are in the folder. Raises SystemExit if `odebench bench` fails."""
+    case, _, batch = name.partition(":")
+    done, part = folder / name.replace(":", "_"), folder / f"{name.replace(':', '_')}.part"
+    if done.exists():
+        return
+    for file in part.glob("*"):
+        file.unlink()
+    options = ["--batch", batch, "--compile", "solve"] if batch else ["--compile", "--compile-time"]
+    command = [sys.executable, "-m", "odebench", "bench", case, *OPTIONS, "--repeats", str(repeats), *options]
+    code = subprocess.run([*command, "--output", str(part)], check=False).returncode
+    if code:
+        raise SystemExit(code)
+    part.rename(done)
 
 
 def main() -> None:
-    """Measure, write the CSV file, and render the page."""
+    """Measure what is missing; write the CSV file, the picture, and the pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="+", choices=list(CASES), metavar="CASE")
-    parser.add_argument("--repeats", type=int, default=200, help="timed runs of each solve; by default 200")
+    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("measurements", nargs="*", default=MEASUREMENTS, metavar="CASE[:BATCH]")
+    parser.add_argument("--repeats", type=int, default=50, help="timed runs of each solve; by default 50")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    rows = []
-    for name in arguments.cases:
-        problem = build_problem(CASES[name])
-        with torch.no_grad():
-            tol = problem.case.tol
-            steps = solve(problem.field, problem.state, problem.times, rtol=tol, atol=tol).stats.accepted
-        for make in (forward, gradient):
-            print(f"{name} {make.__name__}")
-            runs = {variant: make(problem, compile) for variant, compile in VARIANTS.items()}
-            best = {f"{variant}_ms": f"{ms:.3g}" for variant, ms in shortest_times(runs, arguments.repeats).items()}
-            print(best, flush=True)
-            rows.append(
-                {
-                    "case": name,
-                    "kind": make.__name__,
-                    "steps": steps,
-                    **best,
-                    **results.machine_here(),
-                    **results.versions_here(),
-                }
-            )
-    results.keep("compiled_solves", rows)
+    for name in arguments.measurements:
+        measure(name, arguments.folder, arguments.repeats)
+    files = [arguments.folder / name.replace(":", "_") / report.CSV for name in arguments.measurements]
+    results.keep("compiled_solves", [row for file in files for row in results.read_csv(file)])
+    compiled_tables.draw(compiled_tables.bench_tables.read("compiled_solves"))
     render_pages()
 
 

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import bench_tables
+import compiled_tables
 import results
 from formatting import markdown
 from reproduction_tables import (
@@ -57,13 +58,13 @@ def tables_by_page() -> dict[Path, dict[str, str]]:
     more = f"More: {results.link('backward')}, {results.link('spiral-errors')}."
     benches = [f"bench_{name}" for name in ("default", "compiled", "conv", "mixed", "stiff")]
     chosen = ["figure3", "detest", "memory", "bench_default", "gradients", "memory-modes", "memory-cnf"]
-    bench = bench_tables.read("bench_default")
+    bench, compiled = bench_tables.read("bench_default"), bench_tables.read("compiled_solves")
     return {
         ROOT / "README.md": {
             "mnist5k": accuracy_table(read("mnist5k")),
             "table1": error_line(read("table1")),
             # All from one measurement, since ratios of times are meaningless unless the runs alternated.
-            "bench": bench_tables.bench_summary(bench),
+            "bench": f"{compiled_tables.headline(compiled)}\n\n{bench_tables.bench_summary(bench)}",
         },
         DOCS / "reproduced.md": {
             "overview": overview_table(REPRODUCED),
@@ -83,7 +84,7 @@ def tables_by_page() -> dict[Path, dict[str, str]]:
             "detest": detest_table(read("detest")),
             "files": results.sources([*benches, *TRAINING_STEPS, "detest"]),
         },
-        DOCS / "compiling.md": {"compiled": compiled_table(read("compiled_solves"))},
+        DOCS / "compiling.md": {"compiled": compiled_tables.goals(compiled)},
         DOCS / "models.md": {"stepping": stepping_table(read("stepping"))},
         DOCS / "sweeps.md": {"sweeps": costs_table(read("sweeps")), "ranks": ranks_table(read("ranks"))},
         DOCS / "choosing.md": {
@@ -188,19 +189,6 @@ def stepping_table(rows: list[dict[str, str]]) -> str:
         [f"`{row['stepping']}`", row["nfe_forward"], f"{row['step_ms']} ms", f"{row['peak_mib']} MiB"] for row in rows
     ]
     return f"{markdown(header, lines)}\n\n{measured_on(rows)}"
-
-
-def compiled_table(rows: list[dict[str, str]]) -> str:
-    """A table of the times of eager solves, solves with compiled steps, and compiled solves."""
-    kinds = {"forward": "without a gradient", "gradient": "with its gradient"}
-    lines = [
-        [
-            f"`{row['case']}` ({row['steps']} steps), {kinds[row['kind']]}",
-            *(row[f"{how}_ms"] for how in ("eager", "step", "solve")),
-        ]
-        for row in rows
-    ]
-    return f"{markdown(['CPU time (ms)', 'eager', 'step', 'solve'], lines)}\n\n{measured_on(rows)}"
 
 
 def costs_table(rows: list[dict[str, str]]) -> str:

@@ -87,6 +87,82 @@ def test_the_speed_tables_show_the_benchmark_results(script, tables, tmp_path, m
     assert "\n4.0 times as fast as our eager steps" in answer
 
 
+def compiled_rows(work, batch, times, **columns):
+    """Rows of (library, variant, mode) -> shortest time."""
+    families = {"forward": "forward", "backprop": "exact gradient", "checkpoint": "exact gradient"}
+    return [
+        {"work": work, "batch": batch, "family": families.get(mode, "continuous adjoint"), "library": library,
+         "variant": variant, "mode": mode, "time_min_ms": time, "time_median_ms": 2 * time, "alone_min_ms": time / 2,
+         "compile_cold_s": 30.2 if variant else None, "compile_warm_s": 3.1 if variant else None, "version": "1.0",
+         "cpu": "CPU", "threads": 1, "python": "3.11", "torch": "2.13", "date": "2026-01-02", **columns}
+        for (library, variant, mode), time in times.items()
+    ]  # fmt: skip
+
+
+def test_compiled_solves_are_compared_with_torchdiffeq_and_diffrax(script, tables, tmp_path, monkeypatch):
+    compiled = script("compiled_tables")
+    monkeypatch.setattr(tables.results, "RESULTS", tmp_path)
+    times = {
+        ("odebench", None, "forward"): 6.0,
+        ("odebench", "compiled_solve", "forward"): 1.0,
+        ("torchdiffeq", None, "forward"): 12.0,
+        ("diffrax", None, "forward"): 0.5,
+        ("odebench", "compiled_solve", "backprop"): 2.0,
+        ("odebench", "compiled_solve", "checkpoint"): 1.0,  # not what torchdiffeq does
+        ("torchdiffeq", None, "backprop"): 20.0,
+        ("diffrax", None, "checkpoint"): 3.0,
+        ("torchdiffeq", None, "adjoint"): 60.0,
+        ("torchdiffeq", "seminorm", "adjoint"): 50.0,
+    }
+    rows = compiled_rows("tiny", 20, times)
+    rows += compiled_rows("tiny", 4096, times | {("odebench", "compiled_solve", "adjoint"): 10.0})
+    tables.results.keep("compiled_solves", rows)
+    table = compiled.goals(rows).splitlines()
+    assert table[0].startswith("| forward / exact gradient / adjoint | times torchdiffeq | times diffrax |")
+    assert table[2] == "| `tiny` | 12 / 10 / – | 0.5 / 1.5 / – | – | 30 / 30 / – | 3.1 / 3.1 / – |"
+    assert table[3] == "| `tiny`, batch 4,096 | 12 / 10 / 5 | 0.5 / 1.5 / – | – | 30 / 30 / 30 | 3.1 / 3.1 / 3.1 |"
+    assert "In a row, diffrax takes 0.5 times as long as in turns, compiled solves 0.5 times." in table[-1]
+    assert "All: [compiled_solves](" in table[-1]
+    headline = compiled.headline(rows)
+    assert (
+        "is 10 to 12 times as fast as torchdiffeq's**, 0.5 to 1.5 times as fast as diffrax's (JAX), on `tiny`"
+        in headline
+    )
+    # With fast math, its speed is the first column and the headline.
+    rows += compiled_rows("tiny", 20, {("odebench", "compiled_fast", "forward"): 0.5})
+    table = compiled.goals(rows).splitlines()
+    assert "| times torchdiffeq, fast math | times diffrax | times diffrax, fast math |" in table[0]
+    assert table[2].startswith("| `tiny` | 24 / – / – | 0.5 / 1.5 / – | 1 / – / – |")
+    assert "is 24 times as fast as torchdiffeq's**, 1.0 times" in compiled.headline(rows)
+    monkeypatch.setattr(compiled, "PICTURE", tmp_path / "picture.png")
+    compiled.draw(rows)
+    assert (tmp_path / "picture.png").stat().st_size > 1000
+
+
+def test_a_stopped_measurement_of_compiled_solves_continues(script, tmp_path, monkeypatch):
+    measure = script("measure_compiled_solves")
+    commands = []
+
+    def run(command, check):
+        commands.append(command)
+        folder = Path(command[-1])
+        assert not list(folder.glob("*"))
+        folder.mkdir(exist_ok=True)
+        (folder / "results.csv").write_text("")
+        return subprocess.CompletedProcess(command, len(commands) == 2)
+
+    monkeypatch.setattr(measure.subprocess, "run", run)
+    measure.measure("tiny", tmp_path, 3)
+    with pytest.raises(SystemExit):
+        measure.measure("mlp:4096", tmp_path, 3)
+    for name in ("tiny", "mlp:4096"):
+        measure.measure(name, tmp_path, 3)
+    assert [command[4] for command in commands] == ["tiny", "mlp", "mlp"]
+    assert commands[0][1:4] == ["-m", "odebench", "bench"]
+    assert commands[2][commands[2].index("--batch") + 1] == "4096"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mlp_4096", "tiny"]
+
+
 def test_the_limits_of_the_solver_are_those_of_the_results(script, tables, tmp_path, monkeypatch):
     bench = script("bench_tables")
     monkeypatch.setattr(tables.results, "RESULTS", tmp_path)

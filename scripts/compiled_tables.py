@@ -1,0 +1,118 @@
+"""The tables of compiled solves, and their picture, from docs/results/compiled_solves.*.csv."""
+
+from collections.abc import Iterable, Sequence
+
+import bench_tables
+import results
+from bench_tables import BASE, FAMILIES, Row
+from formatting import markdown, value_range
+
+from odebench.bench.cases import CASES
+from odebench.plots.comparison import dot_plot
+
+PICTURE = results.RESULTS.parent / "pictures" / "compiled_solves.png"
+EXACT, FAST = "compiled_solve", "compiled_fast"
+# Label of the picture -> library, variant; the variant None stands for the fastest.
+DRAWN: dict[str, tuple[str, str | None]] = {
+    "torchdiffeq": (BASE, None),
+    "torchode": ("torchode", None),
+    "odebench": ("odebench", ""),
+    "odebench, compiled steps": ("odebench", "compiled"),
+    "odebench, compiled solve": ("odebench", EXACT),
+    "odebench, compiled solve, fast math": ("odebench", FAST),
+    "diffrax (JAX)": ("diffrax", None),
+}
+# Column -> its heading.
+COMPILE_TIMES = {"compile_cold_s": "seconds to compile", "compile_warm_s": "again, from the cache"}
+
+
+def goals(rows: list[Row]) -> str:
+    """A table of speeds relative to torchdiffeq and diffrax, and of compile times, by case and batch size.
+
+    Each cell has the forward solve, the exact gradient and the adjoint. Speeds are ratios of the shortest times.
+    """
+    fastest = _fastest_variant(rows)
+    columns = {f"times torchdiffeq{', fast math' if fastest == FAST else ''}": (BASE, fastest)}
+    columns |= {"times diffrax": ("diffrax", EXACT), "times diffrax, fast math": ("diffrax", FAST)}
+    lines = []
+    for case, batch in dict.fromkeys((row["work"], row["batch"]) for row in rows):
+        mine = [row for row in rows if (row["work"], row["batch"]) == (case, batch)]
+        ours = [fastest_row(mine, family, "odebench", EXACT) or {} for family in FAMILIES]
+        cells = [_slashed(ratio(mine, family, *pair) for family in FAMILIES) for pair in columns.values()]
+        cells += [_slashed(row.get(name) for row in ours) for name in COMPILE_TIMES]
+        lines.append([f"`{case}`" if batch == CASES[case].batch else f"`{case}`, batch {batch:,}", *cells])
+    header = ["forward / exact gradient / adjoint", *columns, *COMPILE_TIMES.values()]
+    about = f"{_in_a_row(rows)} {bench_tables.bench_measured_on(rows)}"
+    return f"{markdown(header, lines)}\n\n{about} All: {results.link('compiled_solves')}."
+
+
+def _slashed(numbers: Iterable[float | None]) -> str:
+    cells = ["–" if one is None else f"{one:.2g}" if one < 10 else f"{one:.0f}" for one in numbers]
+    return " / ".join(cells) if set(cells) != {"–"} else "–"
+
+
+def _in_a_row(rows: Iterable[Row]) -> str:
+    """A sentence: times of runs in a row relative to those in turns."""
+    diffrax, ours = (
+        value_range(
+            row["alone_min_ms"] / row["time_min_ms"] for row in rows if part in (row["library"], row["variant"])
+        )
+        for part in ("diffrax", EXACT)
+    )
+    return (
+        f"Libraries ran in turns. In a row, diffrax takes {diffrax} times as long as in turns, "
+        f"compiled solves {ours} times."
+    )
+
+
+def headline(rows: list[Row]) -> str:
+    """A sentence with the speed of compiled solves, on the cases with their own batch size."""
+    own = [row for row in rows if row["batch"] == CASES[row["work"]].batch]
+    by_case = {case: [row for row in own if row["work"] == case] for case in dict.fromkeys(row["work"] for row in own)}
+    torchdiffeq, diffrax = (
+        value_range(
+            speed
+            for mine in by_case.values()
+            for family in FAMILIES
+            if (speed := ratio(mine, family, library, _fastest_variant(rows))) is not None
+        )
+        for library in (BASE, "diffrax")
+    )
+    return (
+        f"**A [compiled solve](docs/compiling.md) is {torchdiffeq} times as fast as torchdiffeq's**, {diffrax} times "
+        f"as fast as diffrax's (JAX), on {', '.join(f'`{case}`' for case in by_case)}. Eager solves, times torchdiffeq:"
+    )
+
+
+def _fastest_variant(rows: Iterable[Row]) -> str:
+    return FAST if any(row["variant"] == FAST for row in rows) else EXACT
+
+
+def ratio(rows: Sequence[Row], family: str, library: str, variant: str) -> float | None:
+    """The shortest time of a library divided by that of a variant of odebench; None if one was not measured."""
+    theirs, ours = fastest_row(rows, family, library, None), fastest_row(rows, family, "odebench", variant)
+    return theirs["time_min_ms"] / ours["time_min_ms"] if theirs and ours else None
+
+
+def fastest_row(rows: Sequence[Row], family: str, library: str, variant: str | None) -> Row | None:
+    """The row of a library with the shortest time, or of one of its variants."""
+    found = [row for row in rows if (row["family"], row["library"]) == (family, library)]
+    # diffrax's exact gradient is by checkpoints, the others' by backpropagation.
+    found = [row for row in found if row["mode"] != "checkpoint" or library == "diffrax"]
+    found = [row for row in found if variant is None or (row["variant"] or "") == variant]
+    return min(found, key=lambda row: row["time_min_ms"], default=None)
+
+
+def draw(rows: list[Row]) -> None:
+    """Draw the shortest time of each library, with a line to its median, on the cases with their own batch size."""
+    shortest: dict[str, dict[str, dict[str, float]]] = {family: {} for family in FAMILIES}
+    median: dict[str, dict[str, dict[str, float]]] = {family: {} for family in FAMILIES}
+    for family in FAMILIES:
+        for label, (library, variant) in DRAWN.items():
+            for case in dict.fromkeys(row["work"] for row in rows):
+                mine = [row for row in rows if (row["work"], row["batch"]) == (case, CASES[case].batch)]
+                row = fastest_row(mine, family, library, variant)
+                if row:
+                    shortest[family].setdefault(label, {})[case] = row["time_min_ms"]
+                    median[family].setdefault(label, {})[case] = row["time_median_ms"]
+    dot_plot(shortest, "time (ms): shortest, and a line to the median", median).savefig(PICTURE, dpi=150)
