@@ -34,7 +34,7 @@ def measure(name: str, folder: Path, repeats: int) -> None:
         return
     for file in part.glob("*"):
         file.unlink()
-    options = ["--batch", batch, "--compile", "solve"] if batch else ["--compile", "--compile-time"]
+    options = ["--batch", batch, "--compile", "solve,fast"] if batch else ["--compile", "--compile-time"]
     command = [sys.executable, "-m", "odebench", "bench", case, *OPTIONS, "--repeats", str(repeats), *options]
     code = subprocess.run([*command, "--output", str(part)], check=False).returncode
     if code:

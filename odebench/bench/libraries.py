@@ -34,6 +34,7 @@ MODES = tuple(mode for modes in MODE_FAMILIES.values() for mode in modes)
 COMPILED: dict[str, dict[str, Any]] = {
     "compiled": {"compile": "step"},
     "compiled_solve": {"compile": "solve"},
+    "compiled_fast": {"compile": "solve", "compile_math": "fast"},
 }
 
 

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_MODES = ("forward", "backprop", "checkpoint", "adjoint")
 # Value of --compile -> variant.
-COMPILE = {"step": "compiled", "solve": "compiled_solve"}
+COMPILE = {"step": "compiled", "solve": "compiled_solve", "fast": "compiled_fast"}
 # No tolerance is below the accuracy of single precision.
 WORK_PRECISION_TOLS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 MAX_BATCH = 1_000_000

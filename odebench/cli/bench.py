@@ -53,8 +53,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--compile",
         metavar="A,B",
         nargs="?",
-        const="step,solve",
-        help="also time compiled steps (step), solves (solve)",
+        const="step,solve,fast",
+        help="also time compiled steps (step), and compiled solves (solve; with fast math: fast)",
     )
     parser.add_argument(
         "--compile-time", action="store_true", help="also time the compilation, with an empty and a filled cache"

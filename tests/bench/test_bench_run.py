@@ -28,7 +28,10 @@ from odebench.cli.command import build_parser
         (["tiny", "--methods", "dopri55"], "unknown method dopri55; did you mean dopri5?"),
         (["tiny", "--tol", "abc"], "--tol abc: must be numbers, such as 1e-3 or 1e-3,1e-5"),
         (["tiny", "--tol", "1e-3,5"], "--tol 1e-3,5: a tolerance must lie between 0 and 1"),
-        (["tiny", "--compile", "solv"], "unknown compilation solv; did you mean solve? (compilations: step, solve"),
+        (
+            ["tiny", "--compile", "solv"],
+            "unknown compilation solv; did you mean solve? (compilations: step, solve, fast)",
+        ),
         (["tiny", "--batch", "1,x"], "--batch 1,x: must be 1 to 1,000,000, or several such numbers, such as 1,4096"),
         (["tiny", "vdp", "--batch", "2"], "--batch: the state of vdp has no batch dimension; leave one of them out"),
         (["tiny", "--modes", ","], "--modes needs a name, or several names separated by commas"),
