@@ -251,7 +251,9 @@ class GradientAccumulator:
             seen.add(node)
             if node in known:
                 continue
-            todo += [parent for parent, _ in node.next_functions if parent is not None]
+            if parents := node.next_functions:
+                todo += [parent for parent, _ in parents if parent is not None]
+                continue
             variable = getattr(node, "variable", None)
             if variable is not None and not any(variable is tensor for tensor in own):
                 self._unknown_leaves.append((TensorWeakRef(variable), t))

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -15,8 +16,7 @@ from odebench.ode.problem import EvaluationGraph, FieldArguments, InitialValuePr
 from odebench.ode.solution import Stats
 
 
-@dataclass(frozen=True)
-class AcceptedStep:
+class AcceptedStep(NamedTuple):
     """An accepted step that starts at t and has the signed size h; ``t_next`` is where the next step starts."""
 
     t: float
@@ -33,7 +33,7 @@ class StepHistory(Observer):
     def accept(self, t: float, y: Tensor, h: float) -> None:
         """Append the step."""
         if self.steps:
-            self.steps[-1] = dataclasses.replace(self.steps[-1], t_next=t)
+            self.steps[-1] = self.steps[-1]._replace(t_next=t)
         self.steps.append(AcceptedStep(t, h, t + h))
 
     def time_direction(self, plan: SolvePlan) -> float:
@@ -52,7 +52,7 @@ class StepHistory(Observer):
         while self.steps and (self.steps[-1].t - end) * self.steps[-1].h >= 0:
             self.steps.pop()
         if self.steps:
-            self.steps[-1] = dataclasses.replace(self.steps[-1], t_next=end)
+            self.steps[-1] = self.steps[-1]._replace(t_next=end)
 
 
 class CheckpointStore:
