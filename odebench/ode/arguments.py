@@ -1,7 +1,7 @@
 """Conversion of a user's numbers and times. Each error message is one line and names the argument."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -110,3 +110,12 @@ def short_repr(value: Any) -> str:
     """Return a short form of a value for error messages."""
     text = repr(value)
     return text if len(text) <= 40 and "\n" not in text else f"a {type(value).__name__}"
+
+
+def as_compile(value: Any) -> bool | Literal["solve"]:
+    """Check the argument ``compile`` and return it, with True for "step"."""
+    if value in ("step", "solve"):
+        return "solve" if value == "solve" else True
+    if not isinstance(value, bool):
+        raise TypeError(f"compile must be True or False, 'step' or 'solve', got {short_repr(value)}")
+    return value

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from odebench.ode.arguments import as_finite_times, as_flag, as_number, as_positive, as_positive_integer, short_repr
+from odebench.ode.arguments import (
+    as_compile,
+    as_finite_times,
+    as_flag,
+    as_number,
+    as_positive,
+    as_positive_integer,
+    short_repr,
+)
 from odebench.ode.combinations import Combination, find_conflict
 from odebench.ode.control import CONTROLLERS, Controller, Tolerance, rms_over
 from odebench.ode.dense import DenseOutput
@@ -135,7 +143,7 @@ def solve(
         jump_times=frozenset(jumps),
         one_sided=len(jumps) > 0,
         dense=as_flag("dense", dense),
-        compile=_as_compile(compile),
+        compile=as_compile(compile),
         compile_math=compile_math,
     )
     plan, mode = check_plan(plan), find_gradient_mode(gradient)
@@ -254,15 +262,6 @@ def check_combination(
 def _spell(argument: str, value: str) -> str:
     """Return a choice as Python code, such as method='dopri5'."""
     return f"{argument}={value if value.replace('.', '').isdigit() else repr(value)}"
-
-
-def _as_compile(value: Any) -> bool | Literal["solve"]:
-    """Check the argument ``compile`` and return it, with True for "step"."""
-    if value in ("step", "solve"):
-        return "solve" if value == "solve" else True
-    if not isinstance(value, bool):
-        raise TypeError(f"compile must be True or False, 'step' or 'solve', got {short_repr(value)}")
-    return value
 
 
 def find_controller(controller: str | Controller) -> Controller:

@@ -76,7 +76,8 @@ def odeint(
     method: a name from ``METHODS``; None stands for dopri5.
     options: for adaptive methods ``norm min_step max_step first_step step_t jump_t safety ifactor dfactor
         max_num_steps dtype``, for the others ``step_size grid_constructor interp perturb`` and for multistep methods
-        ``max_order max_iters``. By default, fixed steps go from each time of t to the next.
+        ``max_order max_iters``. By default, fixed steps go from each time of t to the next. ``compile`` is as in
+        ``odebench.ode.solve``.
     event_fn: a function event_fn(t, y) whose zero ends the solve. Then only the first time and the direction of t
         matter.
 
@@ -133,8 +134,9 @@ def odeint_adjoint(
             "If `adjoint_method != method` then we cannot infer `adjoint_options` from `options`. So as `options` has "
             "been passed then `adjoint_options` must be passed as well."
         )
-    check_options("options", options)
-    check_options("adjoint_options", adjoint_options)
+    for name, given in (("options", options), ("adjoint_options", adjoint_options)):
+        if check_options(name, given).get("compile"):
+            raise ValueError(f"{name}['compile'] is for odeint; with the adjoint, use odebench.ode.solve")
     if adjoint_options is None:
         adjoint_options = {key: value for key, value in (options or {}).items() if key != "norm"}
     if _has_one_time(t, event_fn):

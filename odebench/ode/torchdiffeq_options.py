@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odebench.ode.arguments import as_finite_times, as_number, as_positive, as_positive_integer, short_repr
+from odebench.ode.arguments import as_compile, as_finite_times, as_number, as_positive, as_positive_integer, short_repr
+from odebench.ode.compiled.run import modules_of
 from odebench.ode.control import Controller, LargestRms, Norm, Tolerance, rms
 from odebench.ode.integrate import Observer
 from odebench.ode.methods import METHODS, Method
@@ -72,7 +73,8 @@ def make_call(
     parameters_known: bool,
 ) -> DropInCall:
     """Convert the arguments of a call. For errors and warnings, see ``make_problem`` and ``make_plan``."""
-    problem = make_problem(func, y0, t, parameters_known=parameters_known)
+    compiles = bool(check_options("options", options).get("compile"))
+    problem = make_problem(func, y0, t, parameters_known=parameters_known, compiles=compiles)
     num_tensors = len(y0) if isinstance(y0, tuple) else None
     user_norm = check_options("options", options).get("norm")
     norm = state_norm(problem, user_norm, num_tensors)
@@ -92,11 +94,14 @@ def check_options(name: str, options: Any) -> dict[str, Any]:
     return options or {}
 
 
-def make_problem(func: Callable[..., Any], y0: Any, t: Any, *, parameters_known: bool) -> InitialValueProblem:
+def make_problem(
+    func: Callable[..., Any], y0: Any, t: Any, *, parameters_known: bool, compiles: bool
+) -> InitialValueProblem:
     """Make the initial value problem of a call.
 
     parameters_known: True if no parameters of func have to be found, apart from those of a module or those that the
         user named.
+    compiles: whether the solve is compiled, so that another call with this func must give an equal field.
 
     Warns about batch normalisation, dropout and other noise. Raises TypeError if the state is neither a tensor nor a
     tuple of tensors, or if the times are not a floating-point tensor; and the errors of ``InitialValueProblem``.
@@ -114,7 +119,8 @@ def make_problem(func: Callable[..., Any], y0: Any, t: Any, *, parameters_known:
     if not callable(func):
         raise TypeError(f"func must be callable as func(t, y), got {short_repr(func)}")
     check_state([*y0] if isinstance(y0, tuple) else [y0])
-    coerced = _CoercedField(func, y0)
+    like = tuple((part.shape, part.dtype) for part in (y0 if isinstance(y0, tuple) else (y0,)))
+    coerced = (_compiled_field if compiles else _CoercedField)(func, isinstance(y0, tuple), like)
     field = coerced if parameters_known or isinstance(func, nn.Module) else coerced.forward
     problem = InitialValueProblem(field, y0, t, ())
     problem.report_noise, problem.buffered = report_noise, buffered
@@ -128,11 +134,11 @@ class _CoercedField(nn.Module):
     tensor whose shape broadcasts to that of the state.
     """
 
-    def __init__(self, func: Callable[..., Any], y0: Tensor | tuple[Tensor, ...]) -> None:
+    def __init__(
+        self, func: Callable[..., Any], is_tuple: bool, like: tuple[tuple[torch.Size, torch.dtype], ...]
+    ) -> None:
         super().__init__()
-        self.func = func
-        self._tuple = isinstance(y0, tuple)
-        self._like = [(part.shape, part.dtype) for part in (y0 if isinstance(y0, tuple) else (y0,))]
+        self.func, self._tuple, self._like = func, is_tuple, like
 
     def forward(self, t: Tensor, y: Any) -> Any:
         """Return dy/dt in the structure, shapes and dtype of y, if possible; InitialValueProblem refuses the rest."""
@@ -144,6 +150,14 @@ class _CoercedField(nn.Module):
             broadcast = len(rate) == 1 and rate[0].numel() == 1
             return tuple(_coerce(part, *like, True, broadcast) for part, like in zip(rate, self._like, strict=True))
         return _coerce(rate, *self._like[0], False, True) if isinstance(rate, Tensor) else rate
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled_field(func: Callable[..., Any], *like: Any) -> _CoercedField:
+    """Make a field that also owns the modules that func refers to, whose parameters a compiled solve has as inputs."""
+    field = _CoercedField(func, *like)
+    field.referenced = nn.ModuleList([] if isinstance(func, nn.Module) else modules_of([func]))
+    return field
 
 
 def _coerce(rate: Tensor, shape: torch.Size, dtype: torch.dtype, by_elements: bool, broadcast: bool) -> Tensor:
@@ -240,9 +254,23 @@ def make_plan(
         plan = _with_adaptive_options(plan, options, call_args[2])
     else:
         plan = _with_grid_options(plan, options, call_args)
+    plan = dataclasses.replace(plan, compile=as_compile(options.pop("compile", False)))
+    if plan.compile == "solve":
+        _check_compiled_solve(plan)
     if options:
         warnings.warn(f"{method.name}: Unexpected arguments {options}", stacklevel=4)
     return check_plan(plan)
+
+
+def _check_compiled_solve(plan: SolvePlan) -> None:
+    """Raise ValueError for options that a compiled solve does not have."""
+    if plan.tolerance is not None and plan.norm is not rms:
+        reason = "measures errors by the root mean square of the whole state; leave it out for a tuple or a norm"
+    elif plan.grid is not None and plan.interpolation == "cubic":
+        reason = "has no interp='cubic'; leave either out"
+    else:
+        return
+    raise ValueError(f"options['compile']='solve' {reason}")
 
 
 def _with_adaptive_options(plan: SolvePlan, options: dict[str, Any], t: Tensor) -> SolvePlan:
@@ -387,5 +415,7 @@ def find_callbacks(
     if unsupported:
         warnings.warn(f"Solver '{plan.method.name}' does not support callbacks {unsupported}", stacklevel=4)
     step, accept, reject = (None if name in unsupported else found.get(name) for name in names)
+    if plan.compile == "solve" and (step or accept or reject):
+        raise ValueError("options['compile']='solve' calls no callbacks; leave it out, or remove them from func")
     dtype = torch.promote_types(torch.float64, time_dtype) if adaptive else time_dtype
     return (CallbackObserver(step, accept, reject, unflatten, dtype),) if step or accept or reject else ()

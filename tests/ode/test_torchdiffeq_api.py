@@ -275,3 +275,60 @@ def test_tolerances_of_tensors():
 
     assert nfe(1e-4) <= nfe(torch.tensor([1e-4, 1e-8])) <= nfe(1e-8)
     assert nfe(torch.tensor(1e-4)) == nfe(torch.tensor([1e-4])) == nfe(1e-4)
+
+
+COMPILED_OPTIONS = [
+    pytest.param("rk4", {}, id="grid-of-t"),
+    pytest.param("midpoint", {"perturb": True}, id="perturb"),
+    pytest.param("heun3", {"step_size": 0.37}, id="step_size"),
+    pytest.param("euler", {"grid_constructor": lambda f, y0, t: torch.linspace(t[0], t[-1], 8)}, id="grid"),
+    pytest.param("dopri5", {"first_step": 0.1}, id="adaptive"),
+]
+
+
+@pytest.mark.parametrize(("method", "options"), COMPILED_OPTIONS)
+@pytest.mark.parametrize("moves", [False, True], ids=["", "t"])
+def test_compiled_solves(uncompiled, method, options, moves):
+    """Interpolated outputs and moving grids, too."""
+    torch.manual_seed(0)
+    net, results = torch.nn.Linear(3, 3).double(), []
+    for times in (torch.tensor([0.0, 0.3, 0.74, 1.9]), torch.tensor([2.0, 1.1, 0.2])):
+        results.clear()
+        for compile in (False, "solve"):
+            y0, t = torch.ones(3, dtype=torch.float64, requires_grad=True), times.double().requires_grad_(moves)
+            y = odeint(lambda t, y: net(y).sin() * t, y0, t, method=method, options={**options, "compile": compile})
+            inputs = [y0, *net.parameters(), *([t] if moves else [])]
+            results.append((y, *torch.autograd.grad(y.square().sum() + y[1].sum(), inputs)))
+        torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
+
+
+def test_compiled_solves_find_their_graphs_again(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compiled.append(function) or function)
+    net, y0 = torch.nn.Linear(2, 2), torch.ones(2)
+
+    def func(t, y):
+        return net(y)
+
+    for _ in range(3):
+        odeint(func, y0, torch.tensor([0.0, 1.0]), method="rk4", options={"compile": "solve"})
+    assert len(compiled) == 1
+
+
+def test_choices_that_compiled_solves_refuse():
+    y0, t, options = torch.ones(2), torch.tensor([0.0, 1.0]), {"compile": "solve"}
+
+    def func(t, y):
+        return -y
+
+    with pytest.raises(ValueError, match=r"options\['compile'\]='solve' has no interp='cubic'"):
+        odeint(func, y0, t, method="rk4", options={**options, "step_size": 0.3, "interp": "cubic"})
+    with pytest.raises(ValueError, match="root mean square of the whole state; leave it out for a tuple or a norm"):
+        odeint(lambda t, y: y, (y0, y0), t, options=options)
+    with pytest.raises(ValueError, match=r"options\['compile'\] is for odeint"):
+        odeint_adjoint(torch.nn.Linear(2, 2), y0, t, options=options)
+    with pytest.raises(ValueError, match="the whole solve has no event"):
+        odeint(func, y0, t, options=options, event_fn=lambda t, y: y[0] - 0.5)
+    func.callback_step = lambda t, y, dt: None
+    with pytest.raises(ValueError, match=r"options\['compile'\]='solve' calls no callbacks"):
+        odeint(func, y0, t, options=options)
