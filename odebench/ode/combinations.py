@@ -10,7 +10,7 @@ from odebench.ode.methods.implicit import ImplicitTableau
 from odebench.ode.methods.scipy_methods import SciPyMethod
 
 PER_SAMPLE_GRADIENTS = ("backprop", "checkpoint")
-COMPILED_SOLVE_GRADIENTS = ("backprop", "checkpoint", "adjoint")
+COMPILED_SOLVE_GRADIENTS = ("backprop", "checkpoint", "adjoint", "interpolated_adjoint")
 _WORDS = {
     "event": "events",
     "dense": "dense output",

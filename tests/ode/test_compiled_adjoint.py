@@ -8,7 +8,7 @@ import torch
 from compiled_solves import Network, assert_equal, both, needs_compiler, start
 from torch import nn
 
-from odebench.ode import METHODS, Adjoint, SolveError, Tableau, solve
+from odebench.ode import METHODS, Adjoint, InterpolatedAdjoint, SolveError, Tableau, solve
 from odebench.ode.compiled import adjoint as compiled_adjoint
 from odebench.ode.compiled import run as compiled_run
 
@@ -36,9 +36,10 @@ def assert_equal_backward(eager, compiled, tolerance=1e-9):
 
 @pytest.mark.parametrize("times", TIMES, ids=["ends", "in", "back"])
 @pytest.mark.parametrize("method", ADAPTIVE)
-def test_every_method_takes_the_eager_steps(uncompiled, method, times):
+@pytest.mark.parametrize("mode", ["adjoint", "interpolated_adjoint"])
+def test_every_method_takes_the_eager_steps(uncompiled, mode, method, times):
     field, (y0, scale) = Network(), start()
-    options = {"method": method, "rtol": 1e-4, "atol": 1e-5, "gradient": "adjoint"}
+    options = {"method": method, "rtol": 1e-4, "atol": 1e-5, "gradient": mode}
     assert_equal_backward(*both(field, y0, times, (scale,), field.parameters(), **options))
 
 
@@ -63,6 +64,8 @@ def test_every_method_takes_the_eager_steps(uncompiled, method, times):
         pytest.param(Adjoint(method="bosh3"), id="method"),
         pytest.param(Adjoint(method="vern7", atol=1e-5), id="vern7"),
         pytest.param(Adjoint(norm="full"), id="full"),
+        pytest.param(InterpolatedAdjoint(), id="interpolated"),
+        pytest.param(InterpolatedAdjoint(method="bosh3", norm="full"), id="interpolated_full"),
     ],
 )
 def test_step_control_is_the_eager_one(uncompiled, options, mode):
@@ -72,18 +75,25 @@ def test_step_control_is_the_eager_one(uncompiled, options, mode):
         assert_equal_backward(*both(field, y0, times, (scale,), field.parameters(), **options))
 
 
-@pytest.mark.parametrize("mode", [Adjoint(), Adjoint(norm="full")], ids=["semi", "full"])
-def test_a_solve_longer_than_the_table_of_steps_continues(uncompiled, monkeypatch, mode):
+MODES = [Adjoint(), Adjoint(norm="full"), InterpolatedAdjoint(), InterpolatedAdjoint(norm="full")]
+MODE_IDS = ["semi", "full", "interpolated", "interpolated_full"]
+
+
+@pytest.mark.parametrize("mode", MODES, ids=MODE_IDS)
+def test_a_solve_longer_than_its_tables_continues(uncompiled, monkeypatch, mode):
     monkeypatch.setattr(compiled_adjoint, "STORED_STEPS", 5)
+    monkeypatch.setattr(compiled_run, "MAX_ROWS", 7)
+    compiled_run._compiled_solve.cache_clear()
     field, (y0, scale) = Network(), start()
     for times in ((0.0, 9.0), (9.0, *(9 - 0.3 * i for i in range(1, 28)), 0.0)):
         options = {"controller": "pid", "rtol": 1e-7, "max_step": 0.3, "gradient": mode}
         eager, compiled = both(field, y0, times, (scale,), field.parameters(), **options)
         assert compiled[0].stats.backward.accepted > 28
         assert_equal_backward(eager, compiled)
+    compiled_run._compiled_solve.cache_clear()
 
 
-@pytest.mark.parametrize("mode", [Adjoint(), Adjoint(norm="full")], ids=["semi", "full"])
+@pytest.mark.parametrize("mode", MODES, ids=MODE_IDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_structures_of_tensors(uncompiled, mode, dtype):
     def f(t, y, args, power):
@@ -99,7 +109,7 @@ def test_structures_of_tensors(uncompiled, mode, dtype):
     assert compiled[0].stats.backward.nfe == eager[0].stats.backward.nfe
 
 
-@pytest.mark.parametrize("mode", [Adjoint(), Adjoint(norm="full"), Adjoint(atol=1e-3)], ids=["semi", "full", "atol"])
+@pytest.mark.parametrize("mode", [*MODES, Adjoint(atol=1e-3)], ids=[*MODE_IDS, "atol"])
 def test_tolerances_of_each_component(uncompiled, mode):
     field, (y0, scale) = Network(), start()
     rtol = torch.tensor([1e-5, 1e-3], dtype=torch.float64)
@@ -243,14 +253,15 @@ def test_complex_parameters_have_no_full_norm(uncompiled):
     assert_equal_backward(eager, compiled)
 
 
-def test_the_loop_is_captured_whole_and_once(captured, caplog):
+@pytest.mark.parametrize("mode", ["adjoint", "interpolated_adjoint"])
+def test_the_loop_is_captured_whole_and_once(captured, caplog, mode):
     field, (y0, scale) = Network(), start()
     caplog.set_level(logging.INFO, "odebench")
     compiled_run._compiled_solve.cache_clear()
     with warnings.catch_warnings(), torch._dynamo.config.patch(recompile_limit=1):
         warnings.simplefilter("error", UserWarning)
         for times in ((0.0, 0.2, 1.0), (0.0, 0.3, 0.4, 1.0), (0.0, 0.1, 0.9)):
-            options = {"method": "bosh3", "rtol": 1e-3, "gradient": "adjoint"}
+            options = {"method": "bosh3", "rtol": 1e-3, "gradient": mode}
             assert_equal_backward(*both(field, y0, times, (scale,), field.parameters(), **options))
     logged = [record.message.split(",")[0] for record in caplog.records]
     # The numbers of times 3 and 4 share a graph.
@@ -273,5 +284,5 @@ def test_compiled_by_inductor(case):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         warnings.filterwarnings("ignore", module="torch")
-        for mode in (Adjoint(), Adjoint(norm="full")):
+        for mode in (Adjoint(), Adjoint(norm="full"), InterpolatedAdjoint()):
             assert_equal_backward(*both(*arguments, gradient=mode, **options))

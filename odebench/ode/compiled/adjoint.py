@@ -37,7 +37,8 @@ STORED_STEPS = 64
 class AdjointChoices(NamedTuple):
     """What distinguishes the graphs of one field's backward solves.
 
-    norm: of the error of y [N], the adjoint [N] and, if ``full``, the gradient of each target.
+    norm: of the error of the backward state: y [N], the adjoint [N] and, if ``full``, the gradient of each target.
+    interpolates: whether y comes from the dense output of the forward solve and is no part of the backward state.
     full: whether the norm measures the gradients of the targets, too. relative, warm_start: see ``BackwardSolve``.
     names: of the parameters and arg_idx: the positions of the arguments that get gradients, the targets.
     """
@@ -45,6 +46,7 @@ class AdjointChoices(NamedTuple):
     method: Tableau
     controller: Controller
     norm: LargestRms
+    interpolates: bool
     full: bool
     relative: bool
     warm_start: bool
@@ -97,6 +99,7 @@ def make_adjoint(
     # Computing cached properties inside would break the graph.
     layout, slots = field.layout, slots_of(module, choices.names)
     fsal, _ = method.fsal, (layout.is_tensor, layout.is_tuple, layout.view_shape)
+    num_states = 1 if choices.interpolates else 2
     full, uses_past = choices.full, bool(controller.proportional or controller.derivative)
 
     def backward(
@@ -110,6 +113,7 @@ def make_adjoint(
         totals: list[Tensor],
         parameters: list[Tensor],
         args: list[Tensor],
+        path: list[Tensor],
     ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
         """Step back from where ``progress`` stands to the first time, or until ``STORED_STEPS`` are accepted.
 
@@ -119,7 +123,7 @@ def make_adjoint(
             interval that ends there; 1 for an output time, else 0. states, gradients: [T, N] y and dL/dy there.
         backward_state: y and the adjoint [N] and, if the norm measures them, the integrals over the interval so far of
             a^T df/dtheta for each target.
-        totals: the gradients of the targets, without these integrals.
+        totals: the gradients of the targets, without these integrals. path: see ``CompiledRun.path``; or empty.
 
         Returns the backward state (at the end, its adjoint is dL/dy at the first time), the totals, the progress, and
         the table of accepted steps [STORED_STEPS, 4], see ``STEP_COLUMNS``.
@@ -157,19 +161,19 @@ def make_adjoint(
 
             Those of the targets are 0 at stages without weight.
             """
-            slopes: list[list[Any]] = [[], [], *([] for _ in targets)]
-            ends = z[:2]
+            slopes: list[list[Any]] = [[] for _ in range(num_states + len(targets))]
+            ends = z[:num_states]
             for j, row in enumerate(method.a):
                 if j:
                     h_y = signed.to(z[0].dtype)
-                    ends = [x + h_y * weighted_sum(row, ks) for x, ks in zip(z[:2], slopes, strict=False)]
-                y, a = ends
+                    ends = [x + h_y * weighted_sum(row, ks) for x, ks in zip(z[:num_states], slopes, strict=False)]
                 inward = {0.0: direction, 1.0: -direction}.get(method.c[j])
-                time = field.time(t + method.c[j] * signed, y, inward)
+                time, a = field.time(t + method.c[j] * signed, z[0], inward), ends[-1]
+                y = _interpolate(time, direction, *path) if choices.interpolates else ends[0]
                 rate = rate_of_inputs(module, layout, slots, arg_idx, time, args)
                 weighted = method.b[j] != 0 or (full and error_weights[j] != 0)
                 k, pull, *_ = vjp(rate, y, *targets) if weighted else vjp(partial(_rate, rate, targets), y)
-                parts: list[Any] = [k, *(-part for part in pull(a))]
+                parts: list[Any] = [*([] if choices.interpolates else [k]), *(-part for part in pull(a))]
                 if full:
                     parts = [part.to(y.dtype) for part in parts]
                 parts += [0.0] * (len(slopes) - len(parts))
@@ -201,9 +205,9 @@ def make_adjoint(
             h_y = signed.to(z[0].dtype)
             slopes, ends = slopes_of(t, signed, z)
             if not fsal:
-                ends = [x + h_y * weighted_sum(method.b, ks) for x, ks in zip(z[:2], slopes, strict=False)]
-            integrals = [h_y * weighted_sum(method.b, ks) for ks in slopes[2:]]
-            z_next = [*ends, *(g + integral for g, integral in zip(z[2:], integrals, strict=False))]
+                ends = [x + h_y * weighted_sum(method.b, ks) for x, ks in zip(z[:num_states], slopes, strict=False)]
+            integrals = [h_y * weighted_sum(method.b, ks) for ks in slopes[num_states:]]
+            z_next = [*ends, *(g + integral for g, integral in zip(z[num_states:], integrals, strict=False))]
             errors = [h_y * weighted_sum(error_weights, ks) for ks in slopes[:num_parts]]
             ratio = _error_norm(choices.norm, errors, z, z_next, tolerance)
             accepted = (ratio <= 1) | ((h <= min_step) & (ratio < torch.inf))
@@ -216,15 +220,15 @@ def make_adjoint(
             done = arrived & (at(is_output, i - 1) != 0)
             scale_y = scale.to(h_y.dtype)
             if full:
-                changes, changed = z_next[2:], done
+                changes, changed = z_next[num_states:], done
             else:
                 changes, changed = integrals, accepted
             totals = [
                 torch.where(changed, (x + scale_y * part).to(x.dtype), x)
                 for x, part in zip(totals, changes, strict=True)
             ]
-            y_end, a_end, next_scale = start_interval(i - 1, scale_y * z_next[1], scale)
-            starts = [y_end, a_end, *map(torch.zeros_like, z[2:])]
+            y_end, a_end, next_scale = start_interval(i - 1, scale_y * z_next[num_states - 1], scale)
+            starts = [*[y_end, a_end][-num_states:], *map(torch.zeros_like, z[num_states:])]
             z = [torch.where(accepted, x_next, x) for x_next, x in zip(z_next, z, strict=True)]
             z = [torch.where(done, start, x) for start, x in zip(starts, z, strict=True)]
             i_next, n_next = i - arrived.to(torch.int64), n + accepted.to(torch.int64)
@@ -257,6 +261,27 @@ def _split(carried: Sequence[Tensor], num_past: int, num_parts: int) -> tuple[li
     """The past error ratios, the backward state and the totals among the carried tensors."""
     end = num_past + num_parts
     return list(carried[:num_past]), list(carried[num_past:end]), list(carried[end:])
+
+
+def _interpolate(
+    time: Tensor, direction: Tensor, span: Tensor, starts: Tensor, kept: Tensor, polynomials: Tensor
+) -> Tensor:
+    """y [N] at a time as f gets it, which the backward solve reaches; for the tables see ``CompiledRun.path``.
+
+    Outside of the span by more than rounding errors, it extrapolates, as ``AdjointField`` does.
+    """
+    low, high = span.unbind()
+    t = time.to(torch.float64)
+    inside = torch.minimum(torch.maximum(t, low), high)
+    t = torch.where((t - inside).abs() < 1e-6 * (high - low), inside, t)
+    # The table follows the forward solve.
+    idx = torch.searchsorted(-direction * starts[:, 0].contiguous(), (-direction * t).reshape(1), right=True) - 1
+    idx = idx.clamp(min=0)
+    start, h = starts.index_select(0, idx)[0].unbind()
+    y, *slopes = kept.index_select(0, idx)[0].unbind()
+    powers = ((t - start) / h).expand(polynomials.shape[0], 1).cumprod(0)
+    weights = ((powers * polynomials).sum(0) * h).to(y.dtype)
+    return y + sum(weight * slope for weight, slope in zip(weights.unbind(), slopes, strict=True))
 
 
 def _size(a: Tensor) -> Tensor:
@@ -324,24 +349,25 @@ class BackwardStart(NamedTuple):
 
 
 def run_adjoint(
-    find_graph: Callable[[AdjointChoices, int], CompiledGraph],
+    find_graph: Callable[..., CompiledGraph],
     choices: AdjointChoices,
     plan: SolvePlan,
     start: BackwardStart,
     parameters: Sequence[Tensor],
     args: Sequence[Tensor],
     totals: list[Tensor],
+    path: list[Tensor],
     stats: Stats,
 ) -> tuple[Tensor, SolveOutcome]:
     """Return dL/dy [N] at the first time, and how the solve ended; add the gradients of the targets to ``totals``.
 
-    find_graph: finds the graph for choices and a number of rows of the tables. plan: of the backward solve, with a
+    find_graph: finds the graph for choices and the numbers of rows of tables. plan: of the backward solve, with a
         first step. Raises NotCompiledError if torch cannot compile the graph.
     """
     assert plan.tolerance is not None
     a, (stops, tables) = start.a, start.tables(plan)
     last = len(stops) - 1
-    graph = find_graph(choices, len(tables[0]))
+    graph = find_graph(choices, *map(len, (tables[0], *path[1:2])))
     numbers = [plan.min_step, plan.max_step, plan.first_step or math.nan, plan.max_steps]
     inputs = [
         torch.tensor(numbers, dtype=torch.float64),
@@ -350,9 +376,9 @@ def run_adjoint(
     ]
     if choices.full and any(x.is_complex() for x in totals):
         graph.refuse("norm='full' needs real parameters and arguments")
-    fields = [x.detach() for x in parameters], [x.detach() for x in args]
+    fields = [x.detach() for x in parameters], [x.detach() for x in args], path
     # A graph takes no two views of one tensor.
-    z = [start.states[-1].detach().clone(), a.detach().clone()]
+    z = [a.detach().clone()] if choices.interpolates else [start.states[-1].detach().clone(), a.detach().clone()]
     z += [torch.zeros_like(x, dtype=a.dtype) for x in totals] if choices.full else []
     ratios = (math.nan, 1.0, 1.0)
     progress = BackwardProgress(LoopState.full, last, 0, 0, 0, start.times[-1], numbers[2], 0.0, *ratios, start.scale)
@@ -365,7 +391,9 @@ def run_adjoint(
     totals[:] = sums
     _count(choices.method, plan, stats, stops, int(progress.i), rows, attempts)
     stats.start = start.times[-1] if stats.start is None else stats.start
-    return z[1], progress.outcome(math.copysign(1.0, start.times[0] - start.times[1]), stats.nfe)
+    return z[0 if choices.interpolates else 1], progress.outcome(
+        math.copysign(1.0, start.times[0] - start.times[1]), stats.nfe
+    )
 
 
 def _count(

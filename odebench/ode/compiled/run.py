@@ -71,9 +71,9 @@ class CompiledSolve:
             self._backward[key] = CompiledGraph(function, "gradient", self._math)
         return self._backward[key]
 
-    def adjoint(self, choices: AdjointChoices, num_rows: int) -> CompiledGraph:
-        """The graph of the continuous adjoint for tables of this padded length."""
-        key = (choices, num_rows)
+    def adjoint(self, choices: AdjointChoices, *lengths: int) -> CompiledGraph:
+        """The graph of the continuous adjoint for tables of these padded lengths."""
+        key = (choices, lengths)
         if key not in self._backward:
             self._backward[key] = CompiledGraph(make_adjoint(self.field, self.module, choices), "gradient", self._math)
         return self._backward[key]
@@ -126,6 +126,22 @@ class CompiledRun(NamedTuple):
     solve: CompiledSolve
     chunks: list[StoredSteps]
     times: Tensor
+
+    def path(self) -> list[Tensor]:
+        """The dense output as tables for a graph.
+
+        These are its first and last time in increasing order [2]; the start and signed size of each of n steps, and
+        infinity, [M, 2]; y and the stages [M, D + 1, N]; and the coefficients of its polynomials [p, D].
+        """
+        rows = [row[:2] for chunk in self.chunks for row in chunk.rows]
+        (first, h), (last, last_h) = rows[0], rows[-1]
+        width = self.solve.polynomials.shape[1] + 1
+        kept = torch.cat([chunk.buffers.kept[: chunk.n, :width] for chunk in self.chunks])
+        padding = padded_length(len(rows)) - len(rows)
+        steps = torch.tensor([*rows, *[[math.copysign(math.inf, h), 1.0]] * padding], dtype=torch.float64)
+        kept = torch.nn.functional.pad(kept, (0, 0, 0, 0, 0, padding))
+        span = torch.tensor(sorted([first, last + last_h]), dtype=torch.float64)
+        return [span, steps, kept, self.solve.polynomials]
 
 
 def run_compiled(

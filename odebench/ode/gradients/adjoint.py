@@ -20,7 +20,7 @@ from odebench.ode.arguments import as_number, as_positive_integer
 from odebench.ode.compiled.adjoint import AdjointChoices, BackwardStart, run_adjoint
 from odebench.ode.compiled.field import names_of
 from odebench.ode.compiled.graph import NotCompiledError
-from odebench.ode.compiled.run import CompiledRun, run_compiled
+from odebench.ode.compiled.run import CompiledSolve, run_compiled
 from odebench.ode.control import LargestRms, Norm, Tolerance, rms_over
 from odebench.ode.dense import DenseOutput
 from odebench.ode.forward_solve import ForwardSolve
@@ -231,11 +231,13 @@ class AdjointSolve(torch.autograd.Function):
         *tensors: Tensor,
     ) -> Tensor:
         """Return the states [R, N], and append the result to ``results``."""
-        run = functools.partial(run_compiled, parameters=captured.parameters)
-        ctx.compiled = solve.compiled(run, captured.f is not None)
-        result = solve.eager_result(None, captured.f) if ctx.compiled is None else ctx.compiled.result
+        run = solve.compiled(functools.partial(run_compiled, parameters=captured.parameters), captured.f is not None)
+        result = solve.eager_result(None, captured.f) if run is None else run.result
         results.append(result)
         ctx.problem, ctx.solve = solve.problem, backward_solve(result)
+        ctx.compiled, ctx.path = None if run is None else run.solve, []
+        if run is not None and ctx.solve.dense_output is not None:
+            ctx.path = run.path()
         # Not as saved tensors: hooks may replace those, and captured tensors are recognised by identity.
         ctx.parameters, ctx.captured = captured.parameters, captured.captured
         ctx.save_for_backward(result.states, *tensors)
@@ -260,7 +262,7 @@ class AdjointSolve(torch.autograd.Function):
         a = grad_states[len(times) - 1]
         if ctx.compiled is not None and len(times) > 1:
             try:
-                a = _solve_compiled(ctx.compiled, solve, problem, accumulator, states, grad_states)
+                a = _solve_compiled(ctx, accumulator, states, grad_states)
                 return None, None, None, None, a, *accumulator.gradients()
             except NotCompiledError:  # it solves step by step
                 pass
@@ -277,25 +279,19 @@ class AdjointSolve(torch.autograd.Function):
         return None, None, None, None, a, *accumulator.gradients()
 
 
-def _solve_compiled(
-    run: CompiledRun,
-    solve: BackwardSolve,
-    problem: InitialValueProblem,
-    accumulator: GradientAccumulator,
-    states: Tensor,
-    grad_states: Tensor,
-) -> Tensor:
+def _solve_compiled(ctx: Any, accumulator: GradientAccumulator, states: Tensor, grad_states: Tensor) -> Tensor:
     """Solve backward as one compiled loop; return dL/dy [N] at the first time.
 
-    Raises NotCompiledError if torch cannot compile the loop.
+    ctx: that of ``AdjointSolve``. Raises NotCompiledError if torch cannot compile the loop.
     """
-    plan, last, stats = solve.plan, len(solve.times) - 1, problem.stats.backward
+    compiled: CompiledSolve = ctx.compiled
+    solve: BackwardSolve = ctx.solve
+    plan, last, stats = solve.plan, len(solve.times) - 1, ctx.problem.stats.backward
     assert isinstance(plan.method, Tableau)
     assert isinstance(plan.norm, LargestRms)
-    assert stats is not None
     own = set(map(id, accumulator.args))
     parameters = [x for x in accumulator.tensors if id(x) not in own]
-    names = names_of(parameters, run.solve.module)
+    names = names_of(parameters, compiled.module)
     # torch.func supports no hooks. Parameters that f no longer has are an error in the eager backward solve.
     if has_saved_tensor_hooks() or names is None:
         raise NotCompiledError
@@ -303,6 +299,7 @@ def _solve_compiled(
         plan.method,
         plan.controller,
         plan.norm,
+        interpolates=solve.dense_output is not None,
         full=solve.quadrature is None,
         relative=solve.relative,
         warm_start=solve.warm_start,
@@ -313,7 +310,7 @@ def _solve_compiled(
     start = BackwardStart(solve.times, states[: last + 1], grad_states[: last + 1], grad_states[last] / scale, scale)
     with torch.autocast(states.device.type, enabled=False):
         a, outcome = run_adjoint(
-            run.solve.adjoint, choices, plan, start, parameters, accumulator.args, accumulator.totals, stats
+            compiled.adjoint, choices, plan, start, parameters, accumulator.args, accumulator.totals, ctx.path, stats
         )
     if outcome.status is not Status.success and solve.error is not None:
         raise solve.error(outcome, during=DURING)
