@@ -187,16 +187,18 @@ WEIGHT = torch.ones(2, requires_grad=True)
 )
 def test_a_field_that_cannot_be_compiled_runs_eagerly_after_one_warning(captured, f, reason):
     y0, options = torch.full((2,), 1.5, requires_grad=True), {"method": "rk4", "steps": 4}
-    expected = solve(f, y0, (0.0, 1.0), **options)
+    t = torch.tensor([0.0, 0.4, 1.0], requires_grad=True)
+    expected = solve(f, y0, t, **options)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         for _ in range(2):
-            solution = solve(f, y0, (0.0, 1.0), compile="solve", **options)
+            solution = solve(f, y0, t, compile="solve", **options)
     messages = [text for warning in caught if "compile='solve'" in (text := str(warning.message))]
     assert [reason in text for text in messages] == ([True] if reason else [])
     torch.testing.assert_close(solution.y, expected.y)
     assert solution.stats == expected.stats
-    solution.y.sum().backward()
+    gradients = [torch.autograd.grad(x.y.sum(), (y0, t)) for x in (solution, expected)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_the_loops_are_captured_once(captured, caplog):
@@ -213,6 +215,19 @@ def test_the_loops_are_captured_once(captured, caplog):
                     solve(field, y0, times[::2], **options)
     logged = [record.message.split(",")[0] for record in caplog.records]
     assert [line for line in logged if "compiled in" not in line] == ["compiling the solve", "compiling the gradient"]
+
+
+@pytest.mark.slow
+def test_states_of_any_size_share_a_graph(captured, caplog):
+    field, scale = Network(), torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+    caplog.set_level(logging.INFO, "odebench")
+    counts = []
+    for rows in (3, 5, 8, 17):
+        y0 = torch.linspace(-1, 1, 2 * rows, dtype=torch.float64).reshape(rows, 2).requires_grad_()
+        for times in TIMES[:2]:
+            assert_equal(*both(field, y0, times, (scale,), field.parameters(), method="euler", steps=9))
+        counts.append(len(caplog.records))
+    assert counts[2] == counts[-1]
 
 
 @needs_compiler

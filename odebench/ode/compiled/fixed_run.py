@@ -36,9 +36,14 @@ class FixedGraphs:
         self.forward = CompiledGraph(make_fixed_forward(field, method), "solve", math)
         self._backward: dict[Any, CompiledGraph] = {}
 
-    def backward(self, names: tuple[str, ...], arg_idx: tuple[int, ...], moves: bool) -> CompiledGraph:
-        """The graph of the gradients of y0, of the grid if it moves, of these parameters and these arguments."""
-        key = (names, arg_idx, moves)
+    def backward(
+        self, names: tuple[str, ...], arg_idx: tuple[int, ...], moves: bool, has_inner_knots: bool
+    ) -> CompiledGraph:
+        """The graph of the gradients of y0, of the grid if it moves, of these parameters and these arguments.
+
+        has_inner_knots: whether other states than the first and the last have a gradient.
+        """
+        key = (names, arg_idx, moves, has_inner_knots)
         if key not in self._backward:
             function = make_fixed_backward(self._field, self.module, self._method, names, arg_idx, moves)
             self._backward[key] = CompiledGraph(function, "gradient", self._math)
@@ -112,7 +117,7 @@ class FixedSolve:
 
         grad_states: [K, N], that of the states at the knots. names, arg_idx: see ``FixedGraphs.backward``.
         """
-        graph = self.graphs.backward(names, arg_idx, self.moves)
+        graph = self.graphs.backward(names, arg_idx, self.moves, len(self.knots) > 2)
         grad_points = torch.zeros(len(self.points), dtype=torch.float64)
         totals = [torch.zeros_like(x) for x in (*parameters, *(args[i] for i in arg_idx))]
         grad_y = grad_states[self.knots.index(self.last)].clone()
