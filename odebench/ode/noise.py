@@ -52,7 +52,8 @@ def find_layers(f: Callable[..., Any]) -> tuple[list[str], list[nn.Module]]:
             continue
         layers = _all_layers(owner)
         buffered += [layer for layer in layers if layer._buffers]
-        if any(map(_changes_in_training, layers)):
+        suspects = (x for x in layers if isinstance(x, _RANDOM_OR_BUFFERED) or x._forward_pre_hooks)
+        if any(map(_changes_in_training, suspects)):
             changing += [
                 f"{'.'.join(filter(None, (held, name))) or 'f'} ({type(layer).__name__})"
                 for name, layer in owner.named_modules()
@@ -73,8 +74,7 @@ def _all_layers(module: nn.Module) -> list[nn.Module]:
 
 
 def _changes_in_training(layer: nn.Module) -> bool:
-    # One check that almost all layers fail.
-    if not (layer.training and (isinstance(layer, _RANDOM_OR_BUFFERED) or layer._forward_pre_hooks)):
+    if not layer.training:
         return False
     if isinstance(layer, _DropoutNd):
         return layer.p > 0
