@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from odebench.ode.arguments import as_number, short_repr
-from odebench.ode.control import Norm, Tolerance
+from odebench.ode.control import LargestRms, Norm, Tolerance
 from odebench.ode.forward_solve import ForwardSolve
 from odebench.ode.gradients.adjoint import AdjointSolve, BackwardSolve, quadrature_for
 from odebench.ode.gradients.adjoint_field import Quadrature, packed_size, unpack_gradients
@@ -178,6 +178,9 @@ def make_adjoint(call: DropInCall, arguments: BackwardArguments, error: type[Sol
     call_args = (call.func, call.y0, call.t.detach()[:2].flip(0))
     tolerance = Tolerance(rtol, atol)
     plan = make_plan(arguments.method, arguments.options, call_args, tolerance, measure, user_norm=user_norm)
+    plan = dataclasses.replace(plan, compile=call.plan.compile)
+    if plan.compile == "solve":
+        _check_compiled_solve(plan)
     unpack = backward_unpacker(problem, parameters, single)
     observers = find_callbacks(call.func, plan, unpack, call.t.dtype, "_adjoint")
     same_everywhere = isinstance(rtol, float) and isinstance(atol, float)
@@ -185,6 +188,18 @@ def make_adjoint(call: DropInCall, arguments: BackwardArguments, error: type[Sol
     quadrature = quadrature_for("semi", plan.method) if separate else None
     captured = CapturedTensors(parameters, found.captured, found.f)
     return DropInAdjoint(plan, captured, observers, error, quadrature)
+
+
+def _check_compiled_solve(plan: SolvePlan) -> None:
+    """Raise ValueError for options that a compiled backward solve does not have."""
+    if plan.tolerance is None or not isinstance(plan.method, Tableau):
+        name = plan.method.name
+        reason = f"has adaptive steps of explicit methods only, not adjoint_method={name!r}; choose 'dopri5', say"
+    elif not isinstance(plan.norm, LargestRms):
+        reason = "knows no norm functions; leave adjoint_options['norm'] out, or choose 'seminorm'"
+    else:
+        return
+    raise ValueError(f"options['compile']='solve' {reason}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from odebench.ode.arguments import as_positive, short_repr
+from odebench.ode.arguments import as_compile, as_positive, short_repr
 from odebench.ode.events import Event, EventDetector
 from odebench.ode.forward_solve import ForwardSolve
 from odebench.ode.gradients import Backprop, GradientMode
@@ -122,6 +122,7 @@ def odeint_adjoint(
     adjoint_options["norm"]: the norm of the error in the backward solve. By default, it is the largest norm of y, of
         its adjoint and of the gradient of any parameter. "seminorm" leaves the parameters out. A function gets the
         tuple (t, y, adjoint of y, *gradients of parameters).
+    options["compile"]: "solve" compiles both solves, if both have adaptive steps of explicit methods.
     adjoint_params: the tensors that get gradients besides y0 and t. By default, these are the parameters of func and
         every other leaf tensor that it uses.
 
@@ -134,11 +135,14 @@ def odeint_adjoint(
             "If `adjoint_method != method` then we cannot infer `adjoint_options` from `options`. So as `options` has "
             "been passed then `adjoint_options` must be passed as well."
         )
-    for name, given in (("options", options), ("adjoint_options", adjoint_options)):
-        if check_options(name, given).get("compile"):
-            raise ValueError(f"{name}['compile'] is for odeint; with the adjoint, use odebench.ode.solve")
+    if as_compile(check_options("options", options).get("compile", False)) is True:
+        raise ValueError("options['compile']='step' is for odeint; with the adjoint, choose 'solve'")
+    if check_options("adjoint_options", adjoint_options).get("compile"):
+        raise ValueError(
+            "adjoint_options['compile'] does not exist; options['compile'] compiles the backward solve, too"
+        )
     if adjoint_options is None:
-        adjoint_options = {key: value for key, value in (options or {}).items() if key != "norm"}
+        adjoint_options = {key: value for key, value in (options or {}).items() if key not in ("norm", "compile")}
     if _has_one_time(t, event_fn):
         return pytree.tree_map(lambda part: part.unsqueeze(0), y0)
     call = make_call(func, y0, t, rtol, atol, method, options, parameters_known=adjoint_params is not None)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchdiffeq_comparison import LIBRARIES, TIMES, Y0, Field, as_state, flat, gradients, largest, run_both
 
-from odebench.ode import odeint, odeint_adjoint
+from odebench.ode import odeint, odeint_adjoint, torchdiffeq_api
 from odebench.ode.methods import METHODS
 
 
@@ -136,3 +136,61 @@ def test_without_gradients():
         y = odeint_adjoint(field, Y0, TIMES)
     assert not y.requires_grad
     assert not odeint(field, Y0.clone().requires_grad_(), TIMES, method="scipy_solver", rtol=1e-5).requires_grad
+
+
+COMPONENTS = torch.tensor([1e-4, 1e-5], dtype=torch.float64)
+COMPILED_CALLS = [
+    pytest.param({}, id="full-norm"),
+    pytest.param({"adjoint_options": {"norm": "seminorm"}}, id="seminorm"),
+    pytest.param({"adjoint_method": "bosh3", "adjoint_options": {"norm": "seminorm"}}, id="method"),
+    pytest.param({"adjoint_rtol": 1e-3, "adjoint_atol": 1e-4}, id="tolerance"),
+    pytest.param({"rtol": COMPONENTS}, id="components"),
+    pytest.param({"rtol": COMPONENTS, "adjoint_options": {"norm": "seminorm"}}, id="components-seminorm"),
+    pytest.param({"options": {"first_step": 0.2, "safety": 0.8}}, id="cold"),
+    pytest.param({"options": {"step_t": torch.tensor([0.3]), "jump_t": torch.tensor([0.7])}}, id="stops"),
+]
+
+
+@pytest.mark.parametrize("arguments", COMPILED_CALLS)
+@pytest.mark.parametrize("is_module", [True, False], ids=["module", "function"])
+def test_compiled_solves_take_the_eager_steps(uncompiled, monkeypatch, arguments, is_module):
+    torch.manual_seed(0)
+    net, found, stats = torch.nn.Linear(2, 2).double(), [], []
+    count = torchdiffeq_api.finish
+    monkeypatch.setattr(torchdiffeq_api, "finish", lambda *call: stats.append(call[0].stats) or count(*call))
+    func = Sine(net) if is_module else lambda t, y: net(y).sin() * t
+    for compile in (False, "solve"):
+        y0 = torch.ones(3, 2, dtype=torch.float64, requires_grad=True)
+        t = torch.linspace(0, 2, 5, dtype=torch.float64, requires_grad=True)
+        options = {**arguments.get("options", {}), "compile": compile}
+        y = odeint_adjoint(func, y0, t, **{"rtol": 1e-6, "atol": 1e-7, **arguments, "options": options})
+        found.append(torch.autograd.grad(y.square().sum(), (y0, t, *net.parameters())))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+    eager, compiled = (one.backward for one in stats)
+    assert (compiled.nfe, compiled.accepted, compiled.rejected) == (eager.nfe, eager.accepted, eager.rejected)
+
+
+class Sine(torch.nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, t, y):
+        return self.net(y).sin() * t
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"adjoint_options": {"compile": "solve"}}, "compiles the backward solve, too"),
+        ({"options": {"compile": "step"}}, "'step' is for odeint; with the adjoint, choose 'solve'"),
+        ({"adjoint_method": "rk4", "adjoint_options": {}}, "explicit methods only, not adjoint_method='rk4'"),
+        ({"adjoint_options": {"norm": lambda z: z[0].norm()}}, "no norm functions; leave adjoint_options"),
+        ({"method": "rk4"}, "explicit methods only, not adjoint_method='rk4'"),
+        ({"method": "rk4", "adjoint_method": "dopri5", "adjoint_options": {}}, "the adjoint has no fixed steps"),
+    ],
+)
+def test_choices_that_compiled_solves_refuse(arguments, message):
+    y0, t = torch.ones(2), torch.tensor([0.0, 1.0])
+    with pytest.raises(ValueError, match=message):
+        odeint_adjoint(Sine(torch.nn.Linear(2, 2)), y0, t, **{"options": {"compile": "solve"}, **arguments})

@@ -325,8 +325,6 @@ def test_choices_that_compiled_solves_refuse():
         odeint(func, y0, t, method="rk4", options={**options, "step_size": 0.3, "interp": "cubic"})
     with pytest.raises(ValueError, match="root mean square of the whole state; leave it out for a tuple or a norm"):
         odeint(lambda t, y: y, (y0, y0), t, options=options)
-    with pytest.raises(ValueError, match=r"options\['compile'\] is for odeint"):
-        odeint_adjoint(torch.nn.Linear(2, 2), y0, t, options=options)
     with pytest.raises(ValueError, match="the whole solve has no event"):
         odeint(func, y0, t, options=options, event_fn=lambda t, y: y[0] - 0.5)
     func.callback_step = lambda t, y, dt: None

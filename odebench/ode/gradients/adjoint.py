@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from odebench.ode.arguments import as_number, as_positive_integer
-from odebench.ode.compiled.adjoint import AdjointChoices, BackwardStart, run_adjoint
+from odebench.ode.compiled.adjoint import AdjointChoices
+from odebench.ode.compiled.adjoint_run import BackwardStart, run_adjoint
 from odebench.ode.compiled.field import names_of
 from odebench.ode.compiled.graph import NotCompiledError
 from odebench.ode.compiled.run import CompiledSolve, run_compiled
@@ -33,10 +34,11 @@ from odebench.ode.gradients.captured_tensors import (
     run_with_backward,
 )
 from odebench.ode.gradients.compiled_adjoint import CompiledAdjointStepper, StepQuadrature
-from odebench.ode.integrate import IntegrationResult, Observer, integrate
+from odebench.ode.integrate import IntegrationResult, Observer, initial_step_size, integrate
 from odebench.ode.methods import Method, Tableau
 from odebench.ode.methods.implicit import ImplicitTableau
 from odebench.ode.methods.rosenbrock import Rosenbrock
+from odebench.ode.methods.stepper import evaluate
 from odebench.ode.methods.steppers import find_method, make_stepper
 from odebench.ode.once_differentiable import once_differentiable
 from odebench.ode.plan import SolvePlan, even_grid
@@ -260,12 +262,13 @@ class AdjointSolve(torch.autograd.Function):
         if solve.compile and CompiledAdjointStepper.supports(problem, accumulator, plan.method):
             stepper = CompiledAdjointStepper(plan.method, problem, accumulator, stats)
         a = grad_states[len(times) - 1]
+        nfe = stats.nfe
         if ctx.compiled is not None and len(times) > 1:
             try:
-                a = _solve_compiled(ctx, accumulator, states, grad_states)
+                a = _solve_compiled(ctx, field, accumulator, states, grad_states)
                 return None, None, None, None, a, *accumulator.gradients()
             except NotCompiledError:  # it solves step by step
-                pass
+                stats.nfe = nfe
         for i in range(len(times) - 1, 0, -1):
             scale = _scale(a, plan) if solve.relative else 1.0
             z = field.initial_state(states[i], a / scale)
@@ -279,7 +282,9 @@ class AdjointSolve(torch.autograd.Function):
         return None, None, None, None, a, *accumulator.gradients()
 
 
-def _solve_compiled(ctx: Any, accumulator: GradientAccumulator, states: Tensor, grad_states: Tensor) -> Tensor:
+def _solve_compiled(
+    ctx: Any, field: AdjointField, accumulator: GradientAccumulator, states: Tensor, grad_states: Tensor
+) -> Tensor:
     """Solve backward as one compiled loop; return dL/dy [N] at the first time.
 
     ctx: that of ``AdjointSolve``. Raises NotCompiledError if torch cannot compile the loop.
@@ -309,12 +314,25 @@ def _solve_compiled(ctx: Any, accumulator: GradientAccumulator, states: Tensor, 
     scale = _scale(grad_states[last], plan) if solve.relative else 1.0
     start = BackwardStart(solve.times, states[: last + 1], grad_states[: last + 1], grad_states[last] / scale, scale)
     with torch.autocast(states.device.type, enabled=False):
+        if plan.first_step is None:
+            plan = dataclasses.replace(plan, first_step=_first_step(field, start, plan))
         a, outcome = run_adjoint(
             compiled.adjoint, choices, plan, start, parameters, accumulator.args, accumulator.totals, ctx.path, stats
         )
     if outcome.status is not Status.success and solve.error is not None:
         raise solve.error(outcome, during=DURING)
     return a
+
+
+def _first_step(field: AdjointField, start: BackwardStart, plan: SolvePlan) -> float:
+    """Return the size of the first step; raise NotCompiledError if it is not finite, which the eager solve reports."""
+    z, (end, t) = field.initial_state(start.states[-1], start.a), start.times[-2:]
+    slope = evaluate(field, t, z, plan.time_direction(t, end))
+    field.stats.nfe -= 1  # the graph evaluates it again
+    h = initial_step_size(field, t, z, slope, end, plan, plan.method.order)
+    if math.isnan(h):
+        raise NotCompiledError
+    return h
 
 
 def _scale(a: Tensor, plan: SolvePlan) -> float:

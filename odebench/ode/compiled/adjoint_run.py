@@ -1,0 +1,157 @@
+"""Runs the compiled loop of a backward solve, again while its table of steps is full, and reads the results."""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from odebench.ode.compiled.adjoint import AdjointChoices
+from odebench.ode.compiled.graph import CompiledGraph
+from odebench.ode.compiled.outputs import padded_length
+from odebench.ode.compiled.step_control import LoopState, tolerance_tensor
+from odebench.ode.methods.tableau import Tableau
+from odebench.ode.plan import SolvePlan
+from odebench.ode.solution import SolveOutcome, Stats, Status
+
+
+class BackwardProgress(NamedTuple):
+    """Where a backward solve stands: the numbers [12] that its graph takes and returns.
+
+    state: a ``LoopState``. i: the next stop is that at index i - 1; 0 at the end.
+    n, tried: steps stored and tried in this run of the loop. attempts: steps tried in this interval.
+    t, h, step: time, proposed and fitted next step.
+    ratio, last_ratio, earlier_ratio: the error ratios of the last attempt and of the last two accepted steps.
+    scale: the adjoint was divided by it.
+    """
+
+    state: float
+    i: float
+    n: float
+    tried: float
+    attempts: float
+    t: float
+    h: float
+    step: float
+    ratio: float
+    last_ratio: float
+    earlier_ratio: float
+    scale: float
+
+    def outcome(self, direction: float, nfe: int) -> SolveOutcome:
+        """How the solve of the last interval ended."""
+        if self.state == LoopState.finished:
+            status = Status.success
+        elif self.state == LoopState.max_steps:
+            status = Status.max_steps
+        else:
+            status = Status.step_underflow if self.attempts == 0 or self.ratio < math.inf else Status.non_finite
+        step, attempted = direction * self.step, self.attempts > 0
+        return SolveOutcome(status, 1, self.t, step, self.ratio, nfe, attempted=attempted)
+
+
+class BackwardStart(NamedTuple):
+    """What a backward solve starts with.
+
+    times, states, gradients: the T output times, and y and dL/dy [T, N] there.
+    a, scale: dL/dy [N] at the last time divided by ``scale``.
+    """
+
+    times: list[float]
+    states: Tensor
+    gradients: Tensor
+    a: Tensor
+    scale: float
+
+    def tables(self, plan: SolvePlan) -> tuple[list[list[float]], list[Tensor]]:
+        """The list of stops, from the first time to the last, and the tables that ``backward`` gets, padded."""
+        last = len(self.times) - 1
+        stops = [[self.times[last], 0.0, 1.0]]
+        for start, end in itertools.pairwise(reversed(self.times)):
+            floor = 1e-12 * max(abs(start), abs(end))
+            stops += [[time, floor, float(time == end)] for time in plan.stop_times(start, end)]
+        stops.reverse()
+        length = padded_length(len(stops))
+        rows = torch.tensor([n for n, (_, _, is_output) in enumerate(stops) if is_output])
+        tables = [
+            x.new_zeros(length, x.shape[1]).index_copy_(0, rows, x.detach()) for x in (self.states, self.gradients)
+        ]
+        padding = [[0.0] * 3] * (length - len(stops))
+        return stops, [torch.tensor([*stops, *padding], dtype=torch.float64), *tables]
+
+
+def run_adjoint(
+    find_graph: Callable[..., CompiledGraph],
+    choices: AdjointChoices,
+    plan: SolvePlan,
+    start: BackwardStart,
+    parameters: Sequence[Tensor],
+    args: Sequence[Tensor],
+    totals: list[Tensor],
+    path: list[Tensor],
+    stats: Stats,
+) -> tuple[Tensor, SolveOutcome]:
+    """Return dL/dy [N] at the first time, and how the solve ended; add the gradients of the targets to ``totals``.
+
+    find_graph: finds the graph for choices and the numbers of rows of tables. plan: of the backward solve, with a
+        first step. Raises NotCompiledError if torch cannot compile the graph.
+    """
+    assert plan.tolerance is not None
+    a, (stops, tables) = start.a, start.tables(plan)
+    last = len(stops) - 1
+    graph = find_graph(choices, *map(len, (tables[0], *path[1:2])))
+    if choices.full and any(x.is_complex() for x in totals):
+        graph.refuse("norm='full' needs real parameters and arguments")
+    # A graph takes no two views of one tensor.
+    z = [a.detach().clone()] if choices.interpolates else [start.states[-1].detach().clone(), a.detach().clone()]
+    z += [torch.zeros_like(x, dtype=a.dtype) for x in totals] if choices.full else []
+    assert plan.first_step is not None
+    numbers = [plan.min_step, plan.max_step, plan.first_step, plan.max_steps]
+    inputs = [
+        torch.tensor(numbers, dtype=torch.float64),
+        tolerance_tensor(plan.tolerance, a, sum(x.numel() for x in z)),
+        *tables,
+    ]
+    fields = [x.detach() for x in parameters], [x.detach() for x in args], path
+    ratios = (math.nan, 1.0, 1.0)
+    progress = BackwardProgress(LoopState.full, last, 0, 0, 0, start.times[-1], numbers[2], 0.0, *ratios, start.scale)
+    attempts, rows, sums = 0, list[list[float]](), totals
+    while progress.state == LoopState.full:
+        z, sums, values, steps = graph(torch.tensor(progress, dtype=torch.float64), *inputs, z, sums, *fields)
+        progress = BackwardProgress(*values.tolist())
+        attempts += int(progress.tried)
+        rows += steps[: int(progress.n)].tolist()
+    totals[:] = sums
+    _count(choices.method, plan, stats, stops, int(progress.i), rows, attempts)
+    stats.start = start.times[-1] if stats.start is None else stats.start
+    return z[0 if choices.interpolates else 1], progress.outcome(
+        math.copysign(1.0, start.times[0] - start.times[1]), stats.nfe
+    )
+
+
+def _count(
+    method: Tableau,
+    plan: SolvePlan,
+    stats: Stats,
+    stops: list[list[float]],
+    i: int,
+    rows: list[list[float]],
+    attempts: int,
+) -> None:
+    """Add the statistics of the eager solve, which evaluates f again where an interval starts and after a jump.
+
+    i: the index of the stop that was reached last. rows: the accepted steps.
+    """
+    stats.accepted += len(rows)
+    stats.rejected += attempts - len(rows)
+    stats.step_sizes += [row[1] for row in rows]
+    stats.error_ratios += [row[2] for row in rows]
+    if rows:
+        stats.warm_step = stats.warm_step or rows[0][3]
+    solved = sum(is_output for _, _, is_output in stops[i:-1])
+    jumps = sum(time in plan.jump_times and not is_output for time, _, is_output in stops[i:])
+    stats.nfe += int(solved) + (i > 0) + jumps + attempts * (method.stages - 1)
+    if not method.fsal:
+        stats.nfe += len(rows) - int(solved)
