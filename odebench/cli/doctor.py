@@ -6,8 +6,11 @@ import importlib.util
 import os
 import platform
 import shutil
+import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from odebench import __version__
 from odebench.console import print_table
@@ -15,7 +18,10 @@ from odebench.errors import UsageError
 
 SUMMARY = "what works on this machine and what does not"
 HELP = """\
-Check this machine: versions, device, data, compiler, SLURM, disk. Each line says what to do if something is missing."""
+Check this machine: versions, device, data, compiler, SLURM, disk. Each line says what to do if something is missing.
+
+example:
+  odebench doctor --compile     also compile a solve, as solver.compile=solve does; takes half a minute"""
 
 # Packages that every run imports.
 _REQUIRED_PACKAGES = (
@@ -46,12 +52,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to its parser."""
     parser.add_argument("--outputs", metavar="DIR", type=Path, default=Path("outputs"), help="where runs go")
     parser.add_argument("--data", metavar="DIR", help="the data root; by default $ODEBENCH_DATA")
+    parser.add_argument("--compile", action="store_true", help="also compile a small solve")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the lines. Return 1 if a package that every run needs is missing, else 0."""
     data, outputs = _data(arguments.data), _disk(arguments.outputs)
-    lines = [*_versions(), *_device(), *data, _compiler(), _completion(), _slurm(), outputs]
+    lines = [*_versions(), *_device(), *data, _compiler(), *_compiled_solve(arguments.compile), _completion()]
+    lines += [_slurm(), outputs]
     print_table(lines)
     return 1 if any(state == "missing" and name in _REQUIRED_PACKAGES for name, state, _ in lines) else 0
 
@@ -113,8 +121,33 @@ def _data(root: str | None) -> Iterator[Line]:
 def _compiler() -> Line:
     for name in filter(None, (os.environ.get("CXX"), "g++", "clang++", "c++")):
         if found := shutil.which(name):
-            return "compiler", "ok", f"{found}, for trainer.compile and solver.compile"
+            return "compiler", "ok", f"{found}, for trainer.compile and solver.compile; doctor --compile tries it"
     return "compiler", "missing", "no C++ compiler; only trainer.compile and solver.compile need one (install g++)"
+
+
+def _compiled_solve(tries: bool) -> Iterator[Line]:
+    """Compile a small solve, if ``tries`` is set."""
+    if not tries:
+        return
+    try:
+        import torch
+
+        from odebench.ode import solve
+    except (ImportError, OSError):  # _device has a line for it
+        return
+    start = time.perf_counter()
+    with warnings.catch_warnings(record=True) as caught, torch.no_grad():
+        warnings.simplefilter("always", UserWarning)
+        solve(_decay, torch.ones(1), (0.0, 1.0), compile="solve")
+    reasons = [text for warning in caught if "compile='solve'" in (text := str(warning.message))]
+    if reasons:
+        yield "compiled solve", "missing", reasons[0].partition(": ")[2]
+    else:
+        yield "compiled solve", "ok", f"in {time.perf_counter() - start:.0f} s, for solver.compile=solve"
+
+
+def _decay(t: Any, y: Any) -> Any:
+    return -y
 
 
 def _completion() -> Line:

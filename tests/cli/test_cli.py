@@ -410,6 +410,27 @@ def test_doctor_has_a_line_for_each_thing(capsys, monkeypatch, tmp_path):
     assert all(line.split()[1] in ("ok", "missing") for name, line in lines.items() if name != "data")
 
 
+def test_doctor_compiles_a_solve(capsys, monkeypatch, tmp_path):
+    import torch
+
+    from odebench.ode.compiled.run import _compiled_solve
+
+    def compiled_solve_line():
+        _compiled_solve.cache_clear()
+        assert main(["doctor", "--compile", "--outputs", str(tmp_path)]) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("compiled solve")]
+        return " ".join(line.split())
+
+    def fail(*_, **__):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    assert compiled_solve_line() == "compiled solve missing torch cannot compile it: no C++ compiler"
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    assert compiled_solve_line() == "compiled solve ok in 0 s, for solver.compile=solve"
+    _compiled_solve.cache_clear()
+
+
 def test_doctor_knows_required_and_optional_packages():
     code = (
         "import sys, odebench.training.run\n"

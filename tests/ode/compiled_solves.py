@@ -7,8 +7,12 @@ import torch
 from torch import nn
 
 from odebench.ode import Status, solve
+from odebench.ode.compiled.graph import OLDEST_TORCH
 
-needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler (Debian: apt-get install g++)")
+needs_compiler = pytest.mark.skipif(
+    shutil.which("c++") is None or torch.__version__ < OLDEST_TORCH,
+    reason=f"no C++ compiler (Debian: apt-get install g++), or torch older than {OLDEST_TORCH}",
+)
 
 
 class Network(nn.Module):

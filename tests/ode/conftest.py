@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-torch_compile = torch.compile
+from odebench.ode.compiled import graph
+
+torch_compile, OLDEST_TORCH = torch.compile, graph.OLDEST_TORCH
+
+
+@pytest.fixture(autouse=True)
+def any_torch(monkeypatch):
+    """Run graphs that are not compiled with older versions of torch, too."""
+    monkeypatch.setattr(graph, "OLDEST_TORCH", "0")
 
 
 @pytest.fixture
@@ -14,6 +22,8 @@ def uncompiled(monkeypatch):
 @pytest.fixture
 def captured(monkeypatch):
     """Capture the graphs like a compiled solve, and run them without a C++ compiler."""
+    if torch.__version__ < OLDEST_TORCH:
+        pytest.skip(f"torch is older than {OLDEST_TORCH}")
     monkeypatch.setattr(
         torch, "compile", lambda f, **_: torch_compile(f, fullgraph=True, dynamic=False, backend="eager")
     )

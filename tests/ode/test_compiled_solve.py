@@ -16,6 +16,7 @@ from compiled_solves import Network, assert_equal, both, needs_compiler, start
 from torch import nn
 
 from odebench.ode import METHODS, Status, Tableau, solve
+from odebench.ode.compiled import graph
 from odebench.ode.compiled import run as compiled_run
 from odebench.ode.compiled.graph import loop
 
@@ -425,17 +426,26 @@ def test_a_number_that_changes_from_solve_to_solve(captured):
             torch.testing.assert_close(compiled, solve(f, y0, (0.0, 1.0), method="bosh3").y)
 
 
-@pytest.mark.parametrize("broken", ["compiler", "function"])
-def test_without_a_compiler_or_torchs_private_functions_it_runs_eagerly(monkeypatch, broken):
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        ("compiler", "no C.. compiler found"),
+        ("function", "import of torch._higher_order_ops.while_loop halted"),
+        ("version", "torch .* is older than 99"),
+    ],
+)
+def test_without_a_compiler_or_torchs_private_functions_it_runs_eagerly(monkeypatch, broken, reason):
     def fail(*_, **__):
         raise RuntimeError("no C++ compiler found")
 
     if broken == "compiler":
         monkeypatch.setattr(torch, "compile", fail)
+    elif broken == "version":
+        monkeypatch.setattr(graph, "OLDEST_TORCH", "99")
     else:
         monkeypatch.setitem(sys.modules, "torch._higher_order_ops.while_loop", None)
     field, (y0, scale) = Network(), start()
-    with pytest.warns(UserWarning, match="compile='solve' has no effect on this solve: torch cannot compile it: "):
+    with pytest.warns(UserWarning, match=f"has no effect on this solve: torch cannot compile it: {reason}"):
         eager, compiled = both(field, y0, (0.0, 1.0), (scale,))
     assert torch.equal(eager[0].y, compiled[0].y)
 

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 Loop = Callable[..., Any]
 
+# Loops of older versions write to no tensors.
+OLDEST_TORCH = "2.12"
 # This many sizes get code of their own, which is faster than the code that all further sizes share.
 STATIC_SIZES = 2
 # Lines of these folders are not the user's.
@@ -106,10 +108,13 @@ class CompiledGraph:
 
     def __call__(self, *inputs: Any) -> Any:
         """The function's results. Raises NotCompiledError, after one warning, if torch cannot compile it."""
-        code = self._find_code([x for item in inputs for x in ((item,) if isinstance(item, Tensor) else item or ())])
+        tensors = [x for item in inputs for x in ((item,) if isinstance(item, Tensor) else item or ())]
+        code = self._find_code(tuple(x.shape for x in tensors))
         if self._failed or code.failed:
             raise NotCompiledError
         try:
+            if code is self._shared:
+                self._mark_sizes_that_vary(tensors)
             return code(*inputs)
         # torch raises many types: for code that it cannot capture, without a C++ compiler, where its private functions
         # have moved. Errors of f itself were raised by an evaluation before.
@@ -128,17 +133,18 @@ class CompiledGraph:
             self._warn(self._kind, reason)
         raise NotCompiledError
 
-    def _find_code(self, tensors: list[Tensor]) -> "_Code":
-        sizes = tuple(x.shape for x in tensors)
-        if (code := self._static.get(sizes)) is not None:
-            return code
-        if len(self._static) < STATIC_SIZES:
-            return self._static.setdefault(sizes, _Code(self.function, self._math, self._kind))
+    def _find_code(self, sizes: tuple[torch.Size, ...]) -> "_Code":
+        code = self._static.get(sizes, self._shared)
+        if code is self._shared and len(self._static) < STATIC_SIZES:
+            code = self._static[sizes] = _Code(self.function, self._math, self._kind)
+        return code
+
+    def _mark_sizes_that_vary(self, tensors: list[Tensor]) -> None:
+        """Let torch compile for any value of the sizes that differ from those of the first call."""
         for tensor, first in zip(tensors, next(iter(self._static)), strict=False):
             for dim, (size, first_size) in enumerate(zip(tensor.shape, first, strict=False)):
                 if size != first_size:
                     torch._dynamo.maybe_mark_dynamic(tensor, dim)
-        return self._shared
 
     @staticmethod
     def _warn(what: str, reason: str) -> None:
@@ -164,6 +170,8 @@ class _Code:
         return results
 
     def _compile(self) -> Callable[..., Any]:
+        if torch.__version__ < OLDEST_TORCH:
+            raise RuntimeError(f"torch {torch.__version__} is older than {OLDEST_TORCH}")
         from torch._higher_order_ops.while_loop import while_loop_op
 
         # Else inductor would compile in each process again.
