@@ -1,4 +1,6 @@
-"""The cost of a step apart from the field: tensor operations, and synchronisations with the device."""
+"""The cost of a solve apart from the field: tensor operations, synchronisations with the device, Python calls."""
+
+import sys
 
 import pytest
 import torch
@@ -6,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from odebench.ode import solve
+from odebench.ode.methods.explicit_stepper import ExplicitRungeKuttaStepper
 
 VIEWS = {
     "view",
@@ -68,3 +71,32 @@ def test_a_step_costs_few_operations_and_one_synchronisation(method, most, y0):
     operations, syncs = cost_of_a_step(method, y0)
     assert operations <= most
     assert syncs == 1
+
+
+@pytest.mark.parametrize(("method", "steps", "most"), [("euler", 1, 95), ("dopri5", None, 120)])
+def test_a_solve_makes_few_calls_before_its_first_step(method, steps, most, monkeypatch):
+    calls = 0
+
+    class FirstStep(Exception):
+        pass
+
+    def count_calls(frame, event, _):
+        nonlocal calls
+        calls += event == "call" and frame.f_globals["__name__"].startswith("odebench.")
+
+    def attempt(*_):
+        raise FirstStep
+
+    def solve_until_first_step():
+        with pytest.raises(FirstStep), torch.no_grad():
+            solve(lambda t, y: -y, torch.ones(3), [0.0, 1.0], method=method, steps=steps)
+
+    monkeypatch.setattr(ExplicitRungeKuttaStepper, "attempt", attempt)
+    solve_until_first_step()
+    before = sys.getprofile()
+    sys.setprofile(count_calls)
+    try:
+        solve_until_first_step()
+    finally:
+        sys.setprofile(before)
+    assert calls <= most
