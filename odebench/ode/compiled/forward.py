@@ -3,7 +3,7 @@
 The rules of ``step_control.py`` choose its steps.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from odebench.ode.compiled.field import Field
 from odebench.ode.compiled.graph import loop
-from odebench.ode.compiled.step_control import LoopState, StepBounds, first_step_size, fit_step, next_step
+from odebench.ode.compiled.step_control import LoopState, StepBounds, first_step_size, fit_step, next_step, pack
 from odebench.ode.control import Controller
 from odebench.ode.methods.compiled_step import scaled_error_norm, weighted_sum
 from odebench.ode.methods.tableau import Tableau
@@ -65,17 +65,45 @@ class Numbers(NamedTuple):
     @classmethod
     def of(cls, numbers: Tensor) -> "Numbers":
         """numbers: [12] the fields in order, those of tuples one after the other."""
-        # Copies, as a loop takes no two views of one tensor.
-        start, first_step, ratio, last, before_last, end, span, direction, *bounds, max_steps = (
-            x.clone() for x in numbers.unbind()
-        )
+        start, first_step, ratio, last, before_last, end, span, direction, *bounds, max_steps = numbers.unbind()
         past = (last, before_last)
         return cls(start, first_step, ratio, past, end, span, direction, StepBounds(*bounds), max_steps)
+
+
+class Progress(NamedTuple):
+    """The scalars that the loop carries from step to step, in one tensor.
+
+    state: a ``LoopState``. n: steps stored. row: of the last attempt; -1 before. attempts: steps tried.
+    t, h, step: time, proposed and fitted next step. ratio: of the last attempt.
+    past: the error ratios of the last two accepted steps; empty for integral control.
+    """
+
+    state: Tensor
+    n: Tensor
+    row: Tensor
+    attempts: Tensor
+    t: Tensor
+    h: Tensor
+    step: Tensor
+    ratio: Tensor
+    past: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, packed: Tensor) -> "Progress":
+        """packed: see ``packed``."""
+        state, n, row, attempts, t, h, step, ratio, *past = packed.unbind()
+        return cls(state, n, row, attempts, t, h, step, ratio, tuple(past))
+
+    def packed(self) -> Tensor:
+        """The scalars as one float64 tensor [8] or [10]."""
+        *scalars, past = self
+        return pack([*scalars, *past])
 
 
 class AdaptiveLoop(NamedTuple):
     """The loop over attempted steps.
 
+    numbers: [12] see ``Numbers``.
     steps [rows, 4]: overwritten with the accepted steps; see ``STEP_COLUMNS``.
     kept [rows, S + 1, N] or [1, S + 1, N]: overwritten with y and the stages of each, or of the last attempt.
     """
@@ -86,35 +114,39 @@ class AdaptiveLoop(NamedTuple):
     order: int
     controller: Controller
     tolerance: Tensor
-    numbers: Numbers
+    numbers: Tensor
     steps: Tensor
     kept: Tensor
 
     def first_step(self, y: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """The size of the first step, and the evaluations that its search took; k: f [N] at y [N]."""
-        start, span = self.numbers.start, self.numbers.span
 
         def is_unknown(unknown: Tensor, h: Tensor, evaluations: Tensor) -> Tensor:
             return unknown.clone()
 
         def search(unknown: Tensor, h: Tensor, evaluations: Tensor) -> tuple[Tensor, ...]:
-            h, evaluated = first_step_size(self.field, start, y, k, self.args, span, self.order, self.tolerance)
+            given = Numbers.of(self.numbers)
+            h, evaluated = first_step_size(
+                self.field, given.start, y, k, self.args, given.span, self.order, self.tolerance
+            )
             return torch.zeros_like(unknown), h, evaluations + evaluated
 
-        h, zero = self.numbers.first_step, torch.zeros((), dtype=torch.int64)
-        _, h, evaluations = loop(is_unknown, search, (h.isnan(), h, zero))
+        h, zero = Numbers.of(self.numbers).first_step, torch.zeros((), dtype=torch.int64)
+        _, h, evaluations = loop(is_unknown, search, (h.isnan(), h.clone(), zero))
         return h, evaluations
 
-    def fit(self, t: Tensor, h: Tensor, n: Tensor, attempts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def fit(self, given: Numbers, t: Tensor, h: Tensor, n: Tensor, attempts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The next step within its bounds as proposed and as fitted to the end, and the ``LoopState``."""
-        h, step, too_small = fit_step(t, h, self.numbers.end, self.numbers.bounds)
+        h, step, too_small = fit_step(t, h, given.end, given.bounds)
         state = torch.where(n < self.steps.shape[0], int(LoopState.running), int(LoopState.full))
-        state = torch.where(attempts < self.numbers.max_steps, state, int(LoopState.max_steps))
+        state = torch.where(attempts < given.max_steps, state, int(LoopState.max_steps))
         return h, step, torch.where(too_small, int(LoopState.underflow), state)
 
-    def stages_of_step(self, t: Tensor, h: Tensor, y: Tensor, k: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def stages_of_step(
+        self, t: Tensor, h: Tensor, y: Tensor, k: Tensor, direction: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
         """The state [N] after a step of signed size h, and the stages, each [N]."""
-        stages, direction, h_y = self.stages, self.numbers.direction, h.to(y.dtype)
+        stages, h_y = self.stages, h.to(y.dtype)
         y_next, ks = y, [k]
         for i in range(1, len(stages.c)):
             y_i = y + h_y * weighted_sum(stages.a[i], ks)
@@ -123,60 +155,43 @@ class AdaptiveLoop(NamedTuple):
             ks.append(self.field.at(t + stages.c[i] * h, y_i, self.args, inward))
         return y_next, ks
 
-    def attempt(
-        self,
-        state: Tensor,
-        n: Tensor,
-        row: Tensor,
-        attempts: Tensor,
-        t: Tensor,
-        h: Tensor,
-        step: Tensor,
-        ratio: Tensor,
-        y: Tensor,
-        k: Tensor,
-        *past: Tensor,
-    ) -> tuple[Tensor, ...]:
-        """Try a step; takes and returns what the loop carries.
-
-        state: a ``LoopState``. n: steps stored. row: of the last attempt; -1 before. attempts: steps tried.
-        t, h, step: time, proposed and fitted next step. ratio: of the last attempt. y, k: the state and f there [N].
-        past: the error ratios of the last two accepted steps; empty for integral control.
-        """
-        end, bounds, kept = self.numbers.end, self.numbers.bounds, self.kept
-        at_end = step == (end - t).abs()
-        signed = self.numbers.direction * step
-        y_next, ks = self.stages_of_step(t, signed, y, k)
+    def attempt(self, progress: Tensor, y: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Try a step from y [N], where f is k [N]; return all three after it. progress: see ``Progress``."""
+        given, kept = Numbers.of(self.numbers), self.kept
+        _, n, _, attempts, t, h, step, _, past = Progress.of(progress)
+        at_end = step == (given.end - t).abs()
+        signed = given.direction * step
+        y_next, ks = self.stages_of_step(t, signed, y, k, given.direction)
         error = signed.to(y.dtype) * weighted_sum(self.stages.error, ks)
         ratio = scaled_error_norm(error, y, y_next, self.tolerance).to(torch.float64)
-        accepted = (ratio <= 1) | ((h <= bounds.min_step) & (ratio < torch.inf))
+        accepted = (ratio <= 1) | ((h <= given.bounds.min_step) & (ratio < torch.inf))
         proposal, h_next, past = next_step(self.controller, self.order, h, step, ratio, accepted, past)
         # Not by steps[n] = ..., which inductor does not lower in a loop.
-        self.steps.index_put_((n.reshape(1),), torch.stack([t, signed, ratio, proposal]).unsqueeze(0))
-        kept_row = n if len(kept) > 1 else torch.zeros_like(n)
-        kept.index_put_((kept_row.reshape(1),), torch.stack([y, *ks]).unsqueeze(0))
-        t_next = torch.where(accepted, torch.where(at_end, end, t + signed), t)
-        n_next = n + accepted.to(torch.int64)
-        h_fitted, step_next, state = self.fit(t_next, h_next, n_next, attempts + 1)
+        row = n.to(torch.int64).reshape(1)
+        self.steps.index_put_((row,), pack([t, signed, ratio, proposal]).unsqueeze(0))
+        kept.index_put_((row if len(kept) > 1 else torch.zeros_like(row),), torch.stack([y, *ks]).unsqueeze(0))
+        t_next = torch.where(accepted, torch.where(at_end, given.end, t + signed), t)
+        n_next, attempts = n + accepted.to(torch.float64), attempts + 1
+        h_fitted, step_next, state = self.fit(given, t_next, h_next, n_next, attempts)
         finished = accepted & at_end
         state = torch.where(finished, int(LoopState.finished), state)
         h_next = torch.where(finished, h_next, h_fitted)
-        y_next, k_next = torch.where(accepted, y_next, y), torch.where(accepted, ks[self.stages.end], k)
-        return state, n_next, n.clone(), attempts + 1, t_next, h_next, step_next, ratio, y_next, k_next, *past
+        progress = Progress(state, n_next, n, attempts, t_next, h_next, step_next, ratio, past).packed()
+        return progress, torch.where(accepted, y_next, y), torch.where(accepted, ks[self.stages.end], k)
 
-    def run(self, y: Tensor, k: Tensor, h: Tensor) -> Sequence[Tensor]:
-        """Step from y [N], k = f there, with a first step of size h; returns what ``attempt`` does."""
-        start, zero = self.numbers.start, torch.zeros((), dtype=torch.int64)
-        h, step, state = self.fit(start, h, zero, zero)
+    def run(self, y: Tensor, k: Tensor, h: Tensor) -> tuple[Progress, Tensor]:
+        """Step from y [N], where f is k, with a first step of size h; return the progress and y at the end."""
+        given, zero = Numbers.of(self.numbers), torch.zeros((), dtype=torch.float64)
+        h, step, state = self.fit(given, given.start, h, zero, zero)
         state = torch.where(h.isnan(), int(LoopState.non_finite), state)
-        counts = (zero.clone(), torch.full_like(zero, -1), zero.clone())
-        past = self.numbers.past if self.controller.proportional or self.controller.derivative else ()
+        past = given.past if self.controller.proportional or self.controller.derivative else ()
+        progress = Progress(state, zero, zero - 1, zero, given.start, h, step, given.ratio, past)
 
-        def is_running(state: Tensor, *carried: Tensor) -> Tensor:
-            return state == int(LoopState.running)
+        def is_running(progress: Tensor, y: Tensor, k: Tensor) -> Tensor:
+            return progress[0] == int(LoopState.running)
 
-        carried = (state, *counts, start.clone(), h, step, self.numbers.ratio, y.clone(), k.clone(), *past)
-        return loop(is_running, self.attempt, carried)
+        packed, y, _ = loop(is_running, self.attempt, (progress.packed(), y.clone(), k.clone()))
+        return Progress.of(packed), y
 
 
 def make_forward(
@@ -203,32 +218,34 @@ def make_forward(
         numbers: [12] see ``Numbers``. tolerance: rtol and atol, [2] or [2, N]. times: [T] output times, and NaN.
         polynomials: see ``output_weights``. states [T, N]: those of earlier calls. steps, kept: see ``AdaptiveLoop``.
 
-        Returns y at the end; the states [T, N], NaN at times not reached; what ``output_weights`` returns; and [13]
-        what ``attempt`` returns without y and k, the last two ratios of accepted steps, the evaluations of the search,
-        and the norms of the differences between the last two slopes and between their states.
+        Returns y at the end; the states [T, N], NaN at times not reached; what ``output_weights`` returns; and [13] the
+        ``Progress``, with two ratios of accepted steps for each controller, the evaluations of the search, and the
+        norms of the differences between the last two slopes and between their states.
         """
         given = Numbers.of(numbers)
         start, direction = given.start, given.direction
-        adaptive = AdaptiveLoop(field, args, stages, order, controller, tolerance, given, steps, kept)
+        adaptive = AdaptiveLoop(field, args, stages, order, controller, tolerance, numbers, steps, kept)
         k = field.at(start, y, args, direction).clone()
         h, evaluations = adaptive.first_step(y, k)
-        state, n, row, attempts, t, h, step, ratio, y_end, _, *past = adaptive.run(y, k, h)
+        progress, y_end = adaptive.run(y, k, h)
+        t = progress.t
         weights: tuple[Tensor, ...] = ()
         states = torch.where(start == times[0], torch.nan, states)
         if inner:
-            weights = output_weights(times, steps, n, start, t, direction, polynomials, kept.dtype)
+            weights = output_weights(times, steps, progress.n, start, t, direction, polynomials, kept.dtype)
             idx, weight, inside = weights
             rows = kept.index_select(0, idx)[:, : weight.shape[1]]
             states = torch.where(inside.unsqueeze(1), (weight.unsqueeze(2) * rows).sum(1), states)
-        is_end = (times == given.end) & (state == int(LoopState.finished))
+        is_end = (times == given.end) & (progress.state == int(LoopState.finished))
         states = torch.where((times == start).unsqueeze(1), y, states)
         states = torch.where(is_end.unsqueeze(1), y_end, states)
         norms = [torch.zeros_like(t)] * 2
         if differences:
-            ks = kept.index_select(0, row.clamp(min=0, max=len(kept) - 1).reshape(1))[0].unbind()[1:]
+            row = progress.row.to(torch.int64).clamp(min=0, max=len(kept) - 1).reshape(1)
+            ks = kept.index_select(0, row)[0].unbind()[1:]
             norms = [torch.linalg.vector_norm(weighted_sum(w, ks)) for w in differences]
-        info = [state, n, row, attempts, t, h, step, ratio, *(past or given.past), evaluations, *norms]
-        return y_end, states, *weights, torch.stack([x.to(torch.float64) for x in info])
+        *scalars, past = progress
+        return y_end, states, *weights, pack([*scalars, *(past or given.past), evaluations, *norms])
 
     return solve
 

@@ -38,6 +38,17 @@ def tolerance_tensor(tolerance: Tolerance, like: Tensor, size: int) -> Tensor:
     return torch.stack([torch.as_tensor(x, dtype=like.dtype).expand(size) for x in (tolerance.rtol, tolerance.atol)])
 
 
+def pack(scalars: Sequence[Tensor]) -> Tensor:
+    """The scalars as one float64 tensor, for a loop to carry: each tensor that it carries or refers to costs time.
+
+    Not by ``torch.stack``, for which inductor makes a tensor of each scalar in each iteration.
+    """
+    idx, packed = torch.arange(len(scalars)), scalars[0].to(torch.float64).expand(len(scalars))
+    for i, scalar in enumerate(scalars[1:], start=1):
+        packed = torch.where(idx == i, scalar.to(torch.float64), packed)
+    return packed
+
+
 class StepBounds(NamedTuple):
     """The bounds of a step size, and 1e-12 of the largest time, at which rounding errors of times begin."""
 
