@@ -302,6 +302,19 @@ def test_compiled_solves(uncompiled, method, options, moves):
         torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("moves", [False, True], ids=["", "t"])
+def test_a_compiled_solve_whose_states_are_not_finite(uncompiled, moves):
+    results = []
+    for compile in (False, "solve"):
+        y0 = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+        t = torch.tensor([0.0, 0.3, 0.9, 2.0, 3.0], dtype=torch.float64, requires_grad=moves)
+        y = odeint(lambda t, y: t * y**3, y0, t, method="rk4", options={"step_size": 0.25, "compile": compile})
+        assert not y[-1].isfinite().all()
+        results.append((y.isfinite(), y[:2], *torch.autograd.grad(y[1].sum(), [y0, t] if moves else [y0])))
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
+    assert all(gradient.isfinite().all() for gradient in results[1][2:])
+
+
 def test_compiled_solves_find_their_graphs_again(monkeypatch):
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda function, **_: compiled.append(function) or function)

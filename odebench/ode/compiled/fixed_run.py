@@ -152,8 +152,7 @@ class FixedSolve:
         states: [K, N] at the knots. t, points: the times and the grid in float64, given if they have a graph.
         """
         times, stats, ends = self._problem.times, self._problem.stats, self._ends
-        if self._interpolates:
-            states = self._interpolate(states, t, points)
+        knot_states, states = states, self._outputs(states, t, points, len(ends))
         status, reached, end_time = Status.success, len(ends), self.points[-1]
         if len(self.points) < len(self._grid):
             status = Status.max_steps
@@ -161,7 +160,7 @@ class FixedSolve:
             status, reached = Status.non_finite, finite.index(False)
             end_time = times[max(reached - 1, 0)]
             # Without a graph, since a backward pass through steps that are not finite turns a zero gradient into NaN.
-            states = torch.cat([states[:reached], states[reached:].detach()])
+            states = torch.cat([self._outputs(knot_states, t, points, reached), states[reached:].detach()])
         self.last = ends[max(reached - 1, 0)]
         if len(states) < len(times):
             states = torch.cat([states, states.new_full((len(times) - len(states), states.shape[1]), math.nan)])
@@ -174,11 +173,14 @@ class FixedSolve:
         rows = list(range(len(times)))
         return IntegrationResult(states, outcome, abs(outcome.step_size), None, times, rows, end_time)
 
-    def _interpolate(self, states: Tensor, t: Tensor | None, points: Tensor | None) -> Tensor:
-        """The states at the output times by linear interpolation; for the arguments see ``result``."""
+    def _outputs(self, states: Tensor, t: Tensor | None, points: Tensor | None, count: int) -> Tensor:
+        """The states at the first ``count`` output times, by linear interpolation; for the others see ``result``."""
+        if not self._interpolates or count < 2:
+            return states[:count]
         points = torch.tensor(self.points, dtype=torch.float64) if points is None else points
         t = torch.tensor(self._problem.times, dtype=torch.float64) if t is None else t
-        knot, end = {point: i for i, point in enumerate(self.knots)}, torch.tensor(self._ends[1:])
-        theta = (t[1 : len(self._ends)] - points[end - 1]) / (points[end] - points[end - 1])
-        before, after = (states[torch.tensor([knot[i - back] for i in self._ends[1:]])] for back in (1, 0))
+        ends, knot = self._ends[1:count], {point: i for i, point in enumerate(self.knots)}
+        end = torch.tensor(ends)
+        theta = (t[1:count] - points[end - 1]) / (points[end] - points[end - 1])
+        before, after = (states[torch.tensor([knot[i - back] for i in ends])] for back in (1, 0))
         return torch.cat([states[:1], torch.lerp(before, after, theta.to(states).unsqueeze(1))])
