@@ -2,11 +2,14 @@
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from odebench.errors import DIVERGED, FAILED, WRONG_USAGE, Diverged, NothingFoundError, UsageError
 
@@ -18,7 +21,10 @@ _WRONG_NAMES = (errno.ENAMETOOLONG, errno.ELOOP)
 
 @contextlib.contextmanager
 def console_log() -> Iterator[None]:
-    """Send the messages of the logger "odebench" to stderr inside the block, unless a handler does so already."""
+    """Send the messages of the logger "odebench" to stderr inside the block, unless a handler does so already.
+
+    Also log warnings of this package, which Python would print with a line of its code.
+    """
     logger = logging.getLogger("odebench")
     if any(type(handler) is logging.StreamHandler for handler in logger.handlers):
         yield
@@ -26,11 +32,21 @@ def console_log() -> Iterator[None]:
     handler, level = logging.StreamHandler(sys.stderr), logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    show_warning = warnings.showwarning
+    warnings.showwarning = functools.partial(_log_own_warning, show_warning)
     try:
         yield
     finally:
+        warnings.showwarning = show_warning
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+def _log_own_warning(show: Any, message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
+    if Path(filename).is_relative_to(Path(__file__).parent):
+        log.warning(str(message))
+    else:
+        show(message, category, filename, *rest)
 
 
 def report_error(name: str, error: Exception) -> int:

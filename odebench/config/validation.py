@@ -20,6 +20,9 @@ from odebench.errors import UsageError, did_you_mean, unknown_name
 from odebench.ode.combinations import Combination, find_conflict
 from odebench.ode.methods import METHODS, Method, Tableau
 
+# Their fields compute vector-Jacobian products without automatic differentiation.
+_MODELS_WITH_VJP = ("cnf", "ffjord")
+
 
 def validate_settings(s: Settings) -> None:
     """Raise UsageError if the settings of a run do not fit together."""
@@ -103,6 +106,16 @@ def _check_dynamics(s: Settings) -> None:
             "choose model=latent_ode with model.encoder=rnn or gru"
         )
         raise UsageError(line, "dynamics", *integrals)
+    differentiates = weights.keys() & {"dynamics.taylor"}
+    if s.model.name not in _MODELS_WITH_VJP:
+        differentiates |= weights.keys() & {"dynamics.jacobian"}
+    if differentiates and s.has_ode and s.solver.compile == "solve":
+        setting = min(differentiates)
+        line = (
+            "solver.compile=solve: torch cannot compile the derivatives of the field for "
+            f"{setting}={weights[setting]:g} inside a loop; leave either out"
+        )
+        raise UsageError(line, "solver.compile", setting)
     if weights and s.loss.name == "flow_matching":
         line = f"{wanted}: loss=flow_matching solves nothing in training; choose loss=maximum_likelihood"
         raise UsageError(line, "dynamics", *weights)

@@ -17,6 +17,9 @@ class FieldEvaluation:
 
     field: f(t, z, *args). t: scalar, or [B]. z: [B, *shape]. noise: a tensor with the shape of z, or None.
 
+    In compiled code, a method ``vjp(t, z, v)`` of the field, which returns f and v^T df/dz, replaces automatic
+    differentiation.
+
     The derivatives also work under no_grad; where gradients are enabled, they can be differentiated. Rows of z must be
     independent: row i of f may depend only on row i of z.
     """
@@ -50,6 +53,8 @@ class FieldEvaluation:
         if self._dz is None:
             if self.noise is None:
                 self._dz = self.field(self.t, self.z)
+            elif self._vjp_is_compiled:
+                self.noise_vjp()
             else:
                 self._evaluate_with_vjp()
         assert self._dz is not None
@@ -62,8 +67,18 @@ class FieldEvaluation:
                 "this integrand needs noise; pass it to AugmentedField, or to the solve as args=(Rows(noise),)"
             )
         if self._noise_vjp is None:
-            self._noise_vjp = self._evaluate_with_vjp()(self.noise)
+            if self._vjp_is_compiled:
+                self._dz, self._noise_vjp = self._field.vjp(  # type: ignore[attr-defined]
+                    self.t, self.z, self.noise, *self._args
+                )
+            else:
+                self._noise_vjp = self._evaluate_with_vjp()(self.noise)
         return self._noise_vjp
+
+    @property
+    def _vjp_is_compiled(self) -> bool:
+        # torch cannot compile its own derivatives inside a loop over steps.
+        return torch.compiler.is_compiling() and hasattr(self._field, "vjp")
 
     def trace(self) -> Tensor:
         """The exact trace of df/dz [B].
@@ -85,7 +100,7 @@ class FieldEvaluation:
             dz, trace = self._field.divergence(self.t, z, *self._args)  # type: ignore[attr-defined]
             return dz.to(z.dtype), trace.to(z.dtype)
 
-        if self.noise is None:
+        if self.noise is None or self._vjp_is_compiled:
             self._dz, trace = divergence(self.z)
         else:
             self._dz, trace, self._vjp = _value_and_vjp(divergence, self.z)

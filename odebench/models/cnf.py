@@ -50,6 +50,12 @@ class GatedField(nn.Module):
         slope = torch.addcmul(s, s, s, value=-1)
         return _velocity(u, s), torch.mv(slope, along) if along.dim() == 1 else (slope * along).sum(-1)
 
+    def vjp(self, t: Tensor, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """dz/dt at a scalar t, and v^T df/dz: the sum over m of (v . u_m) s_m' w_m, for v; all [B, D]."""
+        w, u, s = self._units(t, z)
+        slope = torch.addcmul(s, s, s, value=-1)  # ds/d(w . z) = 2 (s - s^2)
+        return _velocity(u, s), (2 * slope * (v @ u)) @ w.t()
+
     def _units(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return w and 2 sigma u / M, each [D, M], or [B, D, M] if t is [B]; and s [B, M]."""
         w, b, u, gate = self.hypernetwork(t.unsqueeze(-1)).split(self._parts, -1)

@@ -66,6 +66,20 @@ class ConcatSquashMLP(nn.Module):
         diagonal = torch.bmm(tangents, last.weight.unsqueeze(-1)).squeeze(-1).t()
         return torch.addcmul(shift, last(z), gate), (diagonal * gate).sum(1)
 
+    def vjp(self, t: Tensor, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """dz/dt [B, D] and v^T df/dz [B, D], for v [B, D]."""
+        *hidden, (gate, shift) = self.gates(t)
+        slopes = []
+        for layer, (g, s) in zip(self.layers[:-1], hidden, strict=True):
+            before = torch.addcmul(s, layer(z), g)
+            z = self._activate(before)
+            slopes.append(self._derivative(before, z) * g)
+        dz = torch.addcmul(shift, self.layers[-1](z), gate)
+        v = (v * gate) @ self.layers[-1].weight
+        for layer, slope in zip(reversed(self.layers[:-1]), reversed(slopes), strict=True):
+            v = (v * slope) @ layer.weight
+        return dz, v
+
 
 class ConcatSquashConv(nn.Module):
     """A vector field on images: ``ConcatSquashMLP`` with 3 x 3 convolutions instead of linear maps.
@@ -78,7 +92,7 @@ class ConcatSquashConv(nn.Module):
         widths = [channels, *dims, channels]
         self.layers: Any = nn.ModuleList(nn.Conv2d(before, after, 3, padding=1) for before, after in pairwise(widths))
         self.gates = TimeGates(widths[1:])
-        self._activate, _ = NONLINEARITIES[nonlinearity]
+        self._activate, self._derivative = NONLINEARITIES[nonlinearity]
 
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
         """dz/dt at time t (scalar, or [B]) and z [B, C, H, W]."""
@@ -86,3 +100,17 @@ class ConcatSquashConv(nn.Module):
         for layer, (g, s) in zip(self.layers[:-1], hidden, strict=True):
             z = self._activate(torch.addcmul(s, layer(z), g))
         return torch.addcmul(shift, self.layers[-1](z), gate)
+
+    def vjp(self, t: Tensor, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """dz/dt and v^T df/dz, for v; all [B, C, H, W]."""
+        *hidden, (gate, shift) = [(g[..., None, None], s[..., None, None]) for g, s in self.gates(t)]
+        slopes = []
+        for layer, (g, s) in zip(self.layers[:-1], hidden, strict=True):
+            before = torch.addcmul(s, layer(z), g)
+            z = self._activate(before)
+            slopes.append(self._derivative(before, z) * g)
+        dz = torch.addcmul(shift, self.layers[-1](z), gate)
+        v = F.conv_transpose2d(v * gate, self.layers[-1].weight, padding=1)
+        for layer, slope in zip(reversed(self.layers[:-1]), reversed(slopes), strict=True):
+            v = F.conv_transpose2d(v * slope, layer.weight, padding=1)
+        return dz, v

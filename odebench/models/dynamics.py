@@ -20,7 +20,7 @@ from odebench.errors import UsageError
 from odebench.models.augmented_state import AugmentedField, FieldEvaluation, Integrand, zero_integrals
 from odebench.models.flow import draw_noise
 from odebench.ode import Rows
-from odebench.ode.arguments import times_as_tensor
+from odebench.ode.problem import times_as_tensor
 
 # The absolute tolerance of the integrals. It is so large that the integrals do not affect the step sizes. They are
 # functions of the solution and nearly as exact as the solution (error of 0.6 % of their mean at a tolerance of 1e-3).
@@ -177,8 +177,6 @@ def solution_derivative(evaluation: FieldEvaluation, order: int) -> Tensor:
     nested forward-mode derivatives (Griewank & Walther 2008, Evaluating Derivatives, chapter 13; Kelly et al. 2020,
     appendix A).
     """
-    if torch.compiler.is_compiling():
-        return _derivative_along_field(evaluation, order)
     derivatives = [evaluation.dz]
     while len(derivatives) < order:
         along = functools.partial(_field_along_taylor, evaluation, tuple(derivatives))
@@ -186,21 +184,6 @@ def solution_derivative(evaluation: FieldEvaluation, order: int) -> Tensor:
             along = functools.partial(_derivative, along)
         derivatives.append(along(torch.zeros_like(evaluation.t)))
     return derivatives[-1]
-
-
-def _derivative_along_field(evaluation: FieldEvaluation, order: int) -> Tensor:
-    """``solution_derivative`` as repeated derivatives d/dt + f d/dz of f, which torch can compile."""
-    derivative = evaluation.field
-    for _ in range(order - 1):
-        derivative = functools.partial(_total_derivative, evaluation.field, derivative)
-    # Copies: torch cannot compile nested forward-mode derivatives with respect to a view, such as a part of the state.
-    return derivative(evaluation.t.clone(), evaluation.z.clone())
-
-
-def _total_derivative(
-    field: Callable[[Tensor, Tensor], Tensor], function: Callable[[Tensor, Tensor], Tensor], t: Tensor, z: Tensor
-) -> Tensor:
-    return torch.func.jvp(function, (t, z), (torch.ones_like(t), field(t, z)))[1]
 
 
 def _field_along_taylor(evaluation: FieldEvaluation, derivatives: tuple[Tensor, ...], s: Tensor) -> Tensor:

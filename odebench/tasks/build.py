@@ -147,9 +147,15 @@ def _check_is_deterministic(f: Callable[..., Any], y0: Any, t: Tensor, args: Any
 
 
 def build_solvers(settings: Settings) -> tuple[ConfiguredSolver | None, ConfiguredSolver | None]:
-    """Build the solvers for training and for evaluation. Returns (None, None) if the model solves no ODE."""
+    """Build the solvers for training and for evaluation. Returns (None, None) if the model solves no ODE.
+
+    Solves for evaluation are not compiled whole: there are few of them, of several sizes, and compiling takes longer.
+    """
     if settings.solver.name == NO_SOLVER:
         return None, None
     gradient, extensions = settings.gradient, settings.extensions
     training = ConfiguredSolver(settings.solver, gradient, extensions, dynamics=settings.dynamics)
-    return training, ConfiguredSolver(settings.evaluation_solver, gradient, extensions, False)
+    evaluation = settings.evaluation_solver
+    if evaluation.compile == "solve":
+        evaluation = dataclasses.replace(evaluation, compile=False)
+    return training, ConfiguredSolver(evaluation, gradient, extensions, False)

@@ -36,7 +36,7 @@ class ClassificationTask(Task):
     @property
     def quantities(self) -> list[str]:
         """See ``odebench.tasks.Task``."""
-        return ["loss", "accuracy", *(["nfe"] if self._eval_solve else [])]
+        return ["loss", "accuracy", *(["nfe"] if self.eval_solve else [])]
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Return augmented uint8 images [B, C, H, W] and labels [B]."""
@@ -74,7 +74,7 @@ class ClassificationTask(Task):
         num = len(self._splits[split])
         low, high = binomtest(num_correct, num).proportion_ci(method="wilson")
         metrics = {"loss": loss.item() / num, "accuracy": num_correct / num, "low": low, "high": high, "images": num}
-        return metrics | ({"nfe": sum(nfe) / len(nfe)} if self._eval_solve else {})
+        return metrics | ({"nfe": sum(nfe) / len(nfe)} if self.eval_solve else {})
 
     def limit_split(self, split: str, num: int) -> None:
         """See ``odebench.tasks.Task``."""
@@ -125,7 +125,7 @@ class ClassificationTask(Task):
     def _evaluate(self, model: nn.Module, images: Tensor) -> tuple[Tensor, tuple[Stats, ...]]:
         """Return the logits (bfloat16 is converted to float32) and the statistics of the solves."""
         with self._autocast:
-            logits, solves = model(to_float(images), self._eval_solve)
+            logits, solves = model(to_float(images), self.eval_solve)
         return _at_least_float32(logits), solves
 
     def _batches(self, split: ImageSplit) -> Iterator[tuple[Tensor, Tensor]]:

@@ -56,8 +56,8 @@ class DensityTask(Task):
         known = {
             "bits_per_dim": isinstance(self._data, ImageData),
             "kl_nats": self._log_density is not None,
-            **dict.fromkeys(("nfe", "sampling_nfe", "samples_per_s"), self._eval_solve is not None),
-            "trace_std_nats": self._eval_solve is not None and self._estimates_trace(self.model),
+            **dict.fromkeys(("nfe", "sampling_nfe", "samples_per_s"), self.eval_solve is not None),
+            "trace_std_nats": self.eval_solve is not None and self._estimates_trace(self.model),
         }
         return ["loss", "nll_nats", *(name for name, is_known in known.items() if is_known)]
 
@@ -117,7 +117,7 @@ class DensityTask(Task):
             metrics |= {"kl_nats": kl, "kl_std_error": kl_std_error}
             if self._loss == "density_matching":
                 metrics["loss"] = kl - self._log_normaliser()
-        if self._eval_solve is None:
+        if self.eval_solve is None:
             return metrics
         metrics["nfe"] = sum(nfe) / len(nfe)
         if self._estimates_trace(model):
@@ -159,7 +159,7 @@ class DensityTask(Task):
         generator = torch.Generator().manual_seed(seed)
         model = self.model.eval()
         counts = [min(self._eval_batch_size, num - start) for start in range(0, num, self._eval_batch_size)]
-        return torch.cat([model.sample(count, self._eval_solve, generator)[0].cpu() for count in counts])
+        return torch.cat([model.sample(count, self.eval_solve, generator)[0].cpu() for count in counts])
 
     @torch.no_grad()
     def outputs(self, split: str, num: int) -> Tensor:
@@ -167,14 +167,14 @@ class DensityTask(Task):
         model = self.model.eval()
         x = next(self._batches(split))[:num].to(next(model.parameters()).dtype)
         solved = model.log_prob if self._trace_method else model.to_base
-        return solved(x, self._eval_solve, self._trace_method)[0]
+        return solved(x, self.eval_solve, self._trace_method)[0]
 
     @torch.no_grad()
     def figures(self) -> dict[str, Figure | bytes]:
         """Draw the figures of ``density_figures``, with the test samples."""
         test = self._as_floats(self._splits["test"], torch.Generator().manual_seed(0))
         normalised = None if self._log_density is None else lambda x: self._log_density(x) - self._log_normaliser()
-        return density_figures(self.model.eval(), self._eval_solve, test, normalised)
+        return density_figures(self.model.eval(), self.eval_solve, test, normalised)
 
     def _push_forward(self, model: Any, z: Tensor, solve: Any) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
         """Map base samples z [B, *shape] to x. Returns log q(x) [B], x and the statistics of the solves."""
@@ -187,7 +187,7 @@ class DensityTask(Task):
         z = model.base_sample(len(self._splits[split]), generator).to(self._device)
         log_ratios = []
         for part in z.split(self._eval_batch_size):
-            log_q, x, _ = self._push_forward(model, part, self._eval_solve)
+            log_q, x, _ = self._push_forward(model, part, self.eval_solve)
             log_ratios.append(log_q - self._log_density(x))
         log_ratio = torch.cat(log_ratios).double()
         return log_ratio.mean().item() + self._log_normaliser(), _std_error(log_ratio)
@@ -201,7 +201,7 @@ class DensityTask(Task):
         """Return log p [N] of the samples in a split, or in its first ``num_batches`` batches, and each batch's NFE."""
         log_probs, nfe = [], []
         for x in itertools.islice(self._batches(split), num_batches):
-            log_prob, solves = model.log_prob(x, self._eval_solve, trace)
+            log_prob, solves = model.log_prob(x, self.eval_solve, trace)
             log_probs.append(log_prob)
             nfe.append(sum(stats.nfe for stats in solves))
         return torch.cat(log_probs).double(), nfe
@@ -215,7 +215,7 @@ class DensityTask(Task):
 
     def _sampling_metrics(self, model: Any) -> dict[str, float]:
         started = time.perf_counter()
-        _, solves = model.sample(self._eval_batch_size, self._eval_solve, torch.Generator().manual_seed(0))
+        _, solves = model.sample(self._eval_batch_size, self.eval_solve, torch.Generator().manual_seed(0))
         seconds = time.perf_counter() - started
         return {"sampling_nfe": sum(stats.nfe for stats in solves), "samples_per_s": self._eval_batch_size / seconds}
 

@@ -40,7 +40,7 @@ class Task(ABC):
     """A model, its data and its loss. Batches depend on the step alone, so that resuming needs no state.
 
     steps_per_epoch: number of optimiser steps in an epoch. note: a line about the data for the user, may be empty.
-    provenance: where the data comes from, for the manifest.
+    provenance: where the data comes from, for the manifest. eval_solve: the solver of evaluations; None without an ODE.
     """
 
     model: nn.Module
@@ -64,7 +64,7 @@ class Task(ABC):
         self.steps_per_epoch = len(data.train) // self.batch_size
         if self.steps_per_epoch == 0:
             raise UsageError(f"trainer.batch_size={self.batch_size}: there are only {len(data.train)} training samples")
-        self._solve, self._eval_solve = build_solvers(settings)
+        self._solve, self.eval_solve = build_solvers(settings)
 
     @property
     @abstractmethod

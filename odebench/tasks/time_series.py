@@ -92,7 +92,7 @@ class TimeSeriesTask(Task):
     def quantities(self) -> list[str]:
         """See ``odebench.tasks.Task``."""
         model, validation = self.model, self._splits["validation"]
-        predicts, has_ode = model.noise_std is not None, self._eval_solve is not None
+        predicts, has_ode = model.noise_std is not None, self.eval_solve is not None
         compared = validation.times[validation.is_target] if validation.truth is None else validation.times
         labels = None if model.classifier is None else validation.labels
         rates = self._data.rate is not None and getattr(model, "rates", None) is not None
@@ -290,7 +290,7 @@ class TimeSeriesTask(Task):
         """Forecast some series with the evaluation solver. The latent samples of a series are always the same."""
         noise = self._noise(self._loss_options.get("eval_samples", 1), len(series), torch.Generator().manual_seed(0))
         chosen = None if noise is None else noise[:, indices]
-        return model(series.inputs(indices), times, self._eval_solve, target_mask, chosen)
+        return model(series.inputs(indices), times, self.eval_solve, target_mask, chosen)
 
     def _forecast_test_series(self, indices: Tensor, times: Tensor) -> Forecast:
         return self._forecast(self.model.eval(), self._splits["test"], indices, times)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from odebench.config.choices import options_of
@@ -30,6 +31,7 @@ from odebench.record import layout
 from odebench.record.files import check_file_can_be_made, json_line, utc_now, write_atomically
 from odebench.record.reader import RunRecord, read_run
 from odebench.tasks import Task, build_task
+from odebench.tasks.build import ConfiguredSolver
 from odebench.training.checkpoint import load_weights
 from odebench.training.environment import choose_device
 from odebench.training.summary import describe_settings
@@ -53,6 +55,11 @@ class TrainedRun:
         """The trained model, in evaluation mode."""
         return self.task.model.eval()
 
+    @property
+    def solve(self) -> ConfiguredSolver | None:
+        """The solver of its evaluations, as in ``run.model(images, run.solve)``; None without an ODE."""
+        return self.task.eval_solve
+
 
 @dataclass(frozen=True)
 class SavedRun:
@@ -70,8 +77,10 @@ def load_run(path: Path | str, overrides: list[str] | None = None) -> TrainedRun
     """Load the trained model of a run, its settings and its task.
 
     path: the run's folder. overrides: settings that replace saved ones, as on the command line: ``["solver=rk4",
-    "device=cpu"]``. Raises UsageError if the folder is no run or holds no weights, the data is missing, or the
-    overrides do not fit.
+    "device=cpu"]``. ``["solver.compile=solve"]`` compiles the solves of ``TrainedRun.solve``, which is worth it for
+    hundreds of them; also a run that was trained in this way is not compiled otherwise.
+
+    Raises UsageError if the folder is no run or holds no weights, the data is missing, or the overrides do not fit.
     """
     saved = read_trained_run(path)
     return build_trained_run(saved, saved.override(overrides or []))
@@ -84,6 +93,8 @@ def build_trained_run(saved: SavedRun, settings: Settings) -> TrainedRun:
         task = build_task(settings, choose_device(settings.device))
     load_best_weights(task.model, saved.record, settings)
     task.model.eval()
+    if settings.evaluation_solver.compile == "solve":
+        task.eval_solve = ConfiguredSolver(settings.evaluation_solver, settings.gradient, settings.extensions, False)
     names = settings.data.name, saved.settings.data.name
     if set(names) == DATA_SHARING_IMAGES:
         line = "data=%s shares images with data=%s of the training; only the test images of data=mnist are surely new"
@@ -104,6 +115,8 @@ def read_trained_run(path: Path | str) -> SavedRun:
             raise UsageError(f"{unfinished}; resume it with: odebench resume {shlex.quote(str(path))}")
         log.warning("%s: using its best weights so far", unfinished)
     completed = saved_settings(run.settings, run.path)
+    if OmegaConf.select(completed, "solver.compile") == "solve":
+        completed.solver.compile = False  # overrides may ask for it
     return SavedRun(replace(run, settings=completed), read_saved(completed, run.path / layout.SETTINGS))
 
 

@@ -185,6 +185,10 @@ INVALID = {
     "solver.compile_math=quick": "solver.compile_math=quick: must be exact or fast",
     "solver.compile_math=fast solver.compile=step": "solver.compile_math=fast: "
     "only whole solves are compiled with other math; leave it out, or choose solver.compile=solve",
+    "solver.compile=solve dynamics=rnode": "solver.compile=solve: "
+    "torch cannot compile the derivatives of the field for dynamics.jacobian=0.01 inside a loop; leave either out",
+    "model=ffjord solver.compile=solve dynamics=taynode": "solver.compile=solve: "
+    "torch cannot compile the derivatives of the field for dynamics.taylor=0.01 inside a loop; leave either out",
     "solver.compile=true solver.stepping=per_sample": "solver.compile=true: "
     "solver.stepping=per_sample has no compiled step; leave it out, or choose solver.stepping=shared",
     "gradient=adjoint solver.stepping=per_sample": "solver.stepping=per_sample: "

@@ -1,5 +1,7 @@
 """Integrals in the augmented state: against autograd, exact solutions, and one gradient mode against another."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -12,7 +14,10 @@ from odebench.models.augmented_state import (
     hutchinson_trace,
     zero_integrals,
 )
-from odebench.ode import Rows
+from odebench.models.cnf import GatedField
+from odebench.models.concatsquash import ConcatSquashConv, ConcatSquashMLP
+from odebench.models.dynamics import jacobian_norm
+from odebench.ode import Rows, solve
 
 T = torch.tensor(0.3, dtype=torch.float64)
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
@@ -245,3 +250,34 @@ def test_dropout_anywhere_in_the_field_raises_an_error(wrap):
     z = rand(2, 3)
     with pytest.raises(ValueError, match="Dropout"):
         ode.solve(AugmentedField(wrap(Noisy()), [exact_trace]), (z, *zero_integrals(z, 1)), (0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("field", "shape"),
+    [
+        pytest.param(GatedField(3, 8, 8), (3,), id="gated"),
+        pytest.param(ConcatSquashMLP(3, (8, 8), "tanh"), (3,), id="tanh"),
+        pytest.param(ConcatSquashMLP(3, (8,), "softplus"), (3,), id="softplus"),
+        pytest.param(ConcatSquashConv(2, (3, 4), "softplus"), (2, 6, 6), id="images"),
+    ],
+)
+def test_the_closed_form_of_a_vector_jacobian_product_is_the_automatic_one(field, shape):
+    field, t = field.double(), torch.tensor(0.3, dtype=torch.float64)
+    z, v = torch.rand(2, 5, *shape, dtype=torch.float64)
+    dz, vjp = torch.func.vjp(lambda z: field(t, z), z)
+    torch.testing.assert_close(field.vjp(t, z, v), (dz, vjp(v)[0]))
+
+
+def test_closed_forms_are_captured_inside_the_loop_over_steps(monkeypatch):
+    """Where torch cannot capture its own derivatives: the loop also writes its steps to memory."""
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **_: compile(f, fullgraph=True, backend="aot_eager"))
+    field = AugmentedField(ConcatSquashMLP(2, (4,), "tanh"), [exact_trace, hutchinson_trace, jacobian_norm])
+    z, results = torch.rand(3, 2), []
+    for how in (False, "solve"):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="compile=")
+            state, options = (z, *zero_integrals(z, 3)), {"method": "bosh3", "rtol": 1e-2, "compile": how}
+            y = solve(field, state, (0.0, 1.0), args=(torch.ones_like(z),), **options).y
+        results.append((y, torch.autograd.grad(sum(x[-1].sum() for x in y), [*field.parameters()])))
+    torch.testing.assert_close(results[1], results[0])

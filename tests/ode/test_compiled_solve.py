@@ -505,6 +505,22 @@ def test_the_loops_are_captured_whole(captured, caplog):
     ]
 
 
+torch_compile = torch.compile
+
+
+def test_a_field_that_cannot_be_compiled_leaves_no_transforms_behind(monkeypatch):
+    def f(t, y):
+        return torch.func.vmap(lambda v: torch.func.jvp(lambda y: -y * y, (y,), (v,))[1])(torch.eye(2)).sum(0)
+
+    monkeypatch.setattr(torch, "compile", lambda f, **_: torch_compile(f, fullgraph=True, backend="aot_eager"))
+    y0 = torch.ones(2)
+    with pytest.warns(UserWarning, match="compile='solve' has no effect on this solve"):
+        eager, compiled = both(f, y0, (0.0, 1.0), method="bosh3")
+    assert_equal(eager, compiled)
+    assert torch._C._functorch.get_dynamic_layer_stack_depth() == 0
+    assert torch.func.jvp(torch.sin, (y0,), (y0,))[1].equal(y0.cos())
+
+
 def test_a_loop_whose_tensors_change_their_strides_is_captured(captured):
     def count(x):
         return loop(lambda n, x: n < 3, lambda n, x: (n + 1, ((x + 1).t() * 1).t()), (torch.tensor(0), x))[1]

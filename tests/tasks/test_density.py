@@ -62,7 +62,7 @@ def test_maximum_likelihood_minimises_the_negative_log_likelihood():
     task = task_of()
     batch = task.batch(0)
     loss = task.loss(batch)
-    log_prob, _ = task.model.log_prob(batch, task._eval_solve)
+    log_prob, _ = task.model.log_prob(batch, task.eval_solve)
     assert loss.value.item() == pytest.approx(-log_prob.mean().item(), abs=1e-3)
     assert loss.metrics["train/nll_nats"].item() == loss.value.item()
     loss.value.backward()

@@ -1,5 +1,6 @@
 """Compilation of a function with a loop, for each size of its inputs, and what happens where torch cannot do it."""
 
+import contextlib
 import functools
 import logging
 import re
@@ -112,6 +113,7 @@ class CompiledGraph:
         code = self._find_code(tuple(x.shape for x in tensors))
         if self._failed or code.failed:
             raise NotCompiledError
+        depth = torch._C._functorch.get_dynamic_layer_stack_depth()
         try:
             if code is self._shared:
                 self._mark_sizes_that_vary(tensors)
@@ -120,6 +122,10 @@ class CompiledGraph:
         # have moved. Errors of f itself were raised by an evaluation before.
         except Exception as error:
             code.failed = True
+            # If f calls torch.func, torch has not left its transforms.
+            torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
+            with contextlib.suppress(RuntimeError):  # there may be no level of forward-mode derivatives
+                torch._C._exit_dual_level(level=0)
             if code is not self._shared:
                 self.refuse(_reason(error))
             # The first sizes stay compiled.
