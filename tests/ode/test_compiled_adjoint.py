@@ -268,6 +268,19 @@ def test_the_loop_is_captured_whole_and_once(captured, caplog, mode):
     assert logged.count("compiling the gradient") == 1
 
 
+def test_batches_of_any_size_share_one_graph(captured, caplog):
+    field = Network()
+    caplog.set_level(logging.INFO, "odebench")
+    compiled_run._compiled_solve.cache_clear()
+    for rows in (3, 4, 5, 2, 7, 5):
+        y0 = torch.rand(rows, 2, dtype=torch.float64, requires_grad=True)
+        options = {"method": "bosh3", "rtol": 1e-3, "gradient": "adjoint"}
+        scale = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+        assert_equal_backward(*both(field, y0, (0.0, 0.3, 1.0), (scale,), field.parameters(), **options))
+    logged = [record.message.split(",")[0] for record in caplog.records]
+    assert sum("compiling the gradient" in line for line in logged) == 3
+
+
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["network", "tuple"])

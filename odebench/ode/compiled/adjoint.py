@@ -3,7 +3,6 @@
 The equations and the step sizes are those of ``odebench.ode.gradients.adjoint``.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,9 +18,11 @@ from odebench.ode.compiled.step_control import (
     LoopState,
     StepBounds,
     fit_step,
+    largest,
     next_step,
+    root_mean_square,
 )
-from odebench.ode.control import Controller, LargestRms
+from odebench.ode.control import Controller
 from odebench.ode.methods.compiled_step import weighted_sum
 from odebench.ode.methods.tableau import Tableau
 
@@ -29,18 +30,30 @@ from odebench.ode.methods.tableau import Tableau
 STORED_STEPS = 64
 
 
+class BackwardNorm(NamedTuple):
+    """The largest root mean square of y, of the adjoint and of the gradient of each target, for any size of the state.
+
+    by_tensor: whether each tensor of the state is a part of its own. with_targets: whether the gradients are measured.
+    divisor: all root mean squares except that of y are divided by it.
+    """
+
+    by_tensor: bool
+    with_targets: bool
+    divisor: float
+
+
 class AdjointChoices(NamedTuple):
     """What distinguishes the graphs of one field's backward solves.
 
-    norm: of the error of the backward state: y [N], the adjoint [N] and, if ``full``, the gradient of each target.
+    norm: how errors are measured.
     interpolates: whether y comes from the dense output of the forward solve and is no part of the backward state.
-    full: whether the norm measures the gradients of the targets, too. relative, warm_start: see ``BackwardSolve``.
+    full: whether the gradients of the targets are part of it. relative, warm_start: see ``BackwardSolve``.
     names: of the parameters and arg_idx: the positions of the arguments that get gradients, the targets.
     """
 
     method: Tableau
     controller: Controller
-    norm: LargestRms
+    norm: BackwardNorm
     interpolates: bool
     full: bool
     relative: bool
@@ -49,18 +62,224 @@ class AdjointChoices(NamedTuple):
     arg_idx: tuple[int, ...]
 
 
+class Stops(NamedTuple):
+    """The times at which steps must end, from the first time to the last, T of them.
+
+    floors: 1e-12 of the largest time in the interval that ends there. is_output: 1 for an output time, else 0.
+    states, gradients: [T, N] y and dL/dy at output times.
+    """
+
+    times: Tensor
+    floors: Tensor
+    is_output: Tensor
+    states: Tensor
+    gradients: Tensor
+
+
+class AdjointLoop(NamedTuple):
+    """The loop over attempted steps.
+
+    slots: see ``slots_of``. numbers: [4] min_step, max_step, first step, and attempts allowed in an interval.
+    direction: 1 or -1. targets: the tensors that get gradients. path: see ``CompiledRun.path``; or empty.
+    num_states: 2 for y and the adjoint, 1 for the adjoint. num_parts: with the gradients that the norm measures.
+    """
+
+    field: Field
+    module: FieldModule
+    slots: Any
+    choices: AdjointChoices
+    numbers: list[Tensor]
+    tolerance: Tensor
+    stops: Stops
+    direction: Tensor
+    targets: list[Tensor]
+    args: list[Tensor]
+    path: list[Tensor]
+    num_states: int
+    num_parts: int
+
+    def fit(self, i: Tensor, t: Tensor, h: Tensor, n: Tensor, attempts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The next step as proposed and as fitted to the next stop, and the ``LoopState``."""
+        min_step, max_step, _, max_steps = self.numbers
+        before = (i - 1).clamp(min=0)
+        end, floor = _at(self.stops.times, before), _at(self.stops.floors, before)
+        h, step, too_small = fit_step(t, h, end, StepBounds(min_step, max_step, floor))
+        state = torch.where(n < STORED_STEPS, int(LoopState.running), int(LoopState.full))
+        state = torch.where(attempts < max_steps, state, int(LoopState.max_steps))
+        state = torch.where(too_small, int(LoopState.underflow), state)
+        return h, step, torch.where(i > 0, state, int(LoopState.finished))
+
+    def start_interval(self, i: Tensor, a: Tensor, scale: Tensor) -> tuple[list[Tensor], Tensor]:
+        """y and the adjoint [N] at time i, as far as the loop carries them, and the scale of the adjoint.
+
+        a: the adjoint without the gradient of y at this time.
+        """
+        y, a = _at(self.stops.states, i), a + _at(self.stops.gradients, i)
+        if self.choices.relative:
+            # At the end, the adjoint is the gradient of y at the first time.
+            scale = torch.where(i > 0, _size(a), 1.0)
+            a = a / scale.to(a.dtype)
+        return [y, a][-self.num_states :], scale
+
+    def slopes_at(self, j: int, t: Tensor, states: list[Tensor]) -> list[Any]:
+        """The slopes at stage j, which is at t: of the states, and of the targets, 0 at a stage without weight."""
+        method, choices = self.choices.method, self.choices
+        inward = {0.0: self.direction, 1.0: -self.direction}.get(method.c[j])
+        time, a = self.field.time(t, states[0], inward), states[-1]
+        y = _interpolate(time, self.direction, *self.path) if choices.interpolates else states[0]
+        rate = rate_of_inputs(self.module, self.field.layout, self.slots, choices.arg_idx, time, self.args)
+        error = method.error or ()
+        if method.b[j] != 0 or (choices.full and error[j] != 0):
+            k, pull, *_ = vjp(rate, y, *self.targets)
+        else:
+            k, pull, *_ = vjp(partial(_rate, rate, self.targets), y)
+        slopes: list[Any] = [*([] if choices.interpolates else [k]), *(-part for part in pull(a))]
+        if choices.full:
+            slopes = [slope.to(y.dtype) for slope in slopes]
+        return slopes + [0.0] * (self.num_states + len(self.targets) - len(slopes))
+
+    def take_step(self, t: Tensor, h: Tensor, z: list[Tensor]) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """The backward state after a step of signed size h from z, the targets' integrals over it, and its error."""
+        method, num_states, h_y = self.choices.method, self.num_states, h.to(z[0].dtype)
+        slopes: list[list[Any]] = [[] for _ in range(num_states + len(self.targets))]
+        ends = z[:num_states]
+        for j, row in enumerate(method.a):
+            if j:
+                ends = [x + h_y * weighted_sum(row, ks) for x, ks in zip(z[:num_states], slopes, strict=False)]
+            for ks, slope in zip(slopes, self.slopes_at(j, t + method.c[j] * h, ends), strict=True):
+                ks.append(slope)
+        if not method.fsal:
+            ends = [x + h_y * weighted_sum(method.b, ks) for x, ks in zip(z[:num_states], slopes, strict=False)]
+        integrals = [h_y * weighted_sum(method.b, ks) for ks in slopes[num_states:]]
+        z_next = [*ends, *(g + integral for g, integral in zip(z[num_states:], integrals, strict=False))]
+        num_measured = self.num_parts if self.choices.norm.with_targets else num_states
+        errors = [h_y * weighted_sum(method.error or (), ks) for ks in slopes[:num_measured]]
+        return z_next, integrals, self.error_norm(errors, z, z_next)
+
+    def error_norm(self, errors: list[Tensor], z: list[Tensor], z_next: list[Tensor]) -> Tensor:
+        """The norm of errors of the first parts of a backward state, in units of the tolerance, float64."""
+        norm, tolerance = self.choices.norm, self.tolerance
+        # For each component, or the same for all.
+        tolerances = tolerance.split([x.numel() for x in z], 1) if tolerance.dim() == 2 else [tolerance] * len(z)
+        norms: list[Tensor] = []
+        for i, (both, error, start, end) in enumerate(zip(tolerances, errors, z, z_next, strict=False)):
+            rtol, atol = both.unbind()
+            scale = atol + rtol * torch.maximum(start.abs(), end.abs()).reshape(-1)
+            if tolerance.dim() == 1:
+                scale = scale.clamp_min(torch.finfo(scale.dtype).tiny)
+            scaled = error.reshape(-1) / scale
+            parts = self.field.layout.split(scaled) if norm.by_tensor and i < self.num_states else [scaled]
+            divisor = 1.0 if i < self.num_states - 1 else norm.divisor
+            norms += [root_mean_square(part) / divisor for part in parts]
+        return largest(norms)
+
+    def attempt(
+        self,
+        state: Tensor,
+        i: Tensor,
+        n: Tensor,
+        tried: Tensor,
+        attempts: Tensor,
+        t: Tensor,
+        h: Tensor,
+        step: Tensor,
+        ratio: Tensor,
+        scale: Tensor,
+        steps: Tensor,
+        *carried: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Try a step; takes and returns what the loop carries.
+
+        state to scale: see ``BackwardProgress``. steps: the table of accepted steps.
+        carried: the error ratios of the last two accepted steps, unless control is integral; the backward state; the
+            totals of the targets.
+        """
+        past, z, totals = self.split(carried)
+        end, min_step = _at(self.stops.times, i - 1), self.numbers[0]
+        at_end, signed = step == (end - t).abs(), self.direction * step
+        z_next, integrals, ratio = self.take_step(t, signed, z)
+        accepted = (ratio <= 1) | ((h <= min_step) & (ratio < torch.inf))
+        controller, order = self.choices.controller, self.choices.method.order
+        proposal, h_next, next_past = next_step(controller, order, h, step, ratio, accepted, past)
+        # Not in place: torch cannot compile a loop that both writes to a tensor and differentiates.
+        here = torch.arange(STORED_STEPS).unsqueeze(1) == n
+        steps = torch.where(here, torch.stack([t, signed, ratio, proposal]), steps)
+        arrived = accepted & at_end
+        done = arrived & (_at(self.stops.is_output, i - 1) != 0)
+        totals = self.add_to_totals(totals, integrals, z_next, scale, accepted, done)
+        z, next_scale = self.next_state(i - 1, z, z_next, scale, accepted, done)
+        i_next, n_next = i - arrived.to(torch.int64), n + accepted.to(torch.int64)
+        scale, attempts = torch.where(done, next_scale, scale), torch.where(done, 0, attempts + 1)
+        t_next = torch.where(accepted, torch.where(at_end, end, t + signed), t)
+        h_next = h_next if self.choices.warm_start else torch.where(done, self.numbers[2], h_next)
+        h_next, step_next, state = self.fit(i_next, t_next, h_next, n_next, attempts)
+        # The solve over the next interval starts anew.
+        next_past = tuple(torch.where(done, 1.0, x) for x in next_past)
+        ratio = torch.where(done, torch.nan, ratio)
+        head = (state, i_next, n_next, tried + 1, attempts, t_next, h_next, step_next, ratio, scale)
+        return *head, steps, *next_past, *z, *totals
+
+    def add_to_totals(
+        self,
+        totals: list[Tensor],
+        integrals: list[Tensor],
+        z_next: list[Tensor],
+        scale: Tensor,
+        accepted: Tensor,
+        done: Tensor,
+    ) -> list[Tensor]:
+        """The totals after a step. Integrals in the backward state are added where it arrives at an output time."""
+        parts, changed = (z_next[self.num_states :], done) if self.choices.full else (integrals, accepted)
+        factor = scale.to(z_next[0].dtype)
+        pairs = zip(totals, parts, strict=True)
+        return [torch.where(changed, (x + factor * part).to(x.dtype), x) for x, part in pairs]
+
+    def next_state(
+        self, i: Tensor, z: list[Tensor], z_next: list[Tensor], scale: Tensor, accepted: Tensor, done: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        """The backward state and its scale after a step from z to z_next, which ends at stop i if it is ``done``."""
+        last = self.num_states - 1
+        starts, scale = self.start_interval(i, scale.to(z[0].dtype) * z_next[last], scale)
+        starts += [torch.zeros_like(x) for x in z[self.num_states :]]
+        z = [torch.where(accepted, x_next, x) for x_next, x in zip(z_next, z, strict=True)]
+        return [torch.where(done, start, x) for start, x in zip(starts, z, strict=True)], scale
+
+    def split(self, carried: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """The past error ratios, the backward state and the totals among the carried tensors."""
+        controller = self.choices.controller
+        start = 2 if controller.proportional or controller.derivative else 0
+        end = start + self.num_parts
+        return list(carried[:start]), list(carried[start:end]), list(carried[end:])
+
+    def run(
+        self, progress: Tensor, z: list[Tensor], totals: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
+        """Returns what ``backward`` of ``make_adjoint`` does."""
+        # Copies, as a loop takes no two views of one tensor.
+        _, i, _, _, attempts, t, h, _, ratio, *past, scale = (x.clone() for x in progress.unbind())
+        i, attempts = i.to(torch.int64), attempts.to(torch.int64)
+        n, tried = torch.zeros_like(i), torch.zeros_like(i)
+        h, step, state = self.fit(i, t, h, n, attempts)
+        steps = torch.zeros(STORED_STEPS, STEP_COLUMNS, dtype=torch.float64)
+        controller = self.choices.controller
+        carried = [*(past if controller.proportional or controller.derivative else ()), *z, *totals]
+
+        def is_running(state: Tensor, *carried: Tensor) -> Tensor:
+            return state == int(LoopState.running)
+
+        start = (state, i, n, tried, attempts, t, h, step, ratio, scale, steps, *(x.clone() for x in carried))
+        *head, scale, steps = (ends := loop(is_running, self.attempt, start))[:11]
+        loop_past, z, totals = self.split(ends[11:])
+        return z, totals, torch.stack([x.to(torch.float64) for x in (*head, *(loop_past or past), scale)]), steps
+
+
 def make_adjoint(
     field: Field, module: FieldModule, choices: AdjointChoices
 ) -> Callable[..., tuple[list[Tensor], list[Tensor], Tensor, Tensor]]:
     """The function ``backward`` below."""
-    method, controller, arg_idx = choices.method, choices.controller, choices.arg_idx
-    error_weights = method.error
-    assert error_weights is not None
     # Computing cached properties inside would break the graph.
     layout, slots = field.layout, slots_of(module, choices.names)
-    fsal, _ = method.fsal, (layout.is_tensor, layout.is_tuple, layout.view_shape)
-    num_states = 1 if choices.interpolates else 2
-    full, uses_past = choices.full, bool(controller.proportional or controller.derivative)
+    _ = choices.method.fsal, layout.is_tensor, layout.is_tuple, layout.view_shape
 
     def backward(
         progress: Tensor,
@@ -77,151 +296,40 @@ def make_adjoint(
     ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
         """Step back to the first time, or until ``STORED_STEPS`` steps are accepted.
 
-        progress: where the solve stands; see ``BackwardProgress``.
-        numbers: [4] min_step, max_step, first step, and attempts allowed in an interval.
+        progress: where the solve stands; see ``BackwardProgress``. numbers, path: see ``AdjointLoop``.
         tolerance: rtol and atol, [2], or [2, Z] for the Z components of the backward state.
-        stops [T, 3]: the times at which steps end, from the first time to the last; 1e-12 of the largest time in the
-            interval that ends there; 1 for an output time, else 0. states, gradients: [T, N] y and dL/dy there.
+        stops [T, 3], states, gradients: see ``Stops``.
         backward_state: y and the adjoint [N] and, if the norm measures them, the integrals over the interval so far of
             a^T df/dtheta for each target.
-        totals: the gradients of the targets, without these integrals. path: see ``CompiledRun.path``; or empty.
+        totals: the gradients of the targets, without these integrals.
 
         Returns the backward state (at the end, its adjoint is dL/dy at the first time), the totals, the progress, and
         the table of accepted steps [STORED_STEPS, 4], see ``STEP_COLUMNS``.
         """
-        # A loop takes no two views of one tensor.
-        _, i, _, _, attempts, t, h, _, ratio, *past, scale = (x.clone() for x in progress.unbind())
-        min_step, max_step, first_step, max_steps = (x.clone() for x in numbers.unbind())
         times, floors, is_output = (x.clone() for x in stops.unbind(1))
-        direction = torch.sign(times[0] - times[1])
-        targets = [*parameters, *(args[j] for j in arg_idx)]
-
-        def at(table: Tensor, i: Tensor) -> Tensor:
-            return table.index_select(0, i.reshape(1))[0]
-
-        def fit(i: Tensor, t: Tensor, h: Tensor, n: Tensor, attempts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            """The next step as proposed and as fitted to the end of the interval, and the ``LoopState``."""
-            before = (i - 1).clamp(min=0)
-            h, step, too_small = fit_step(t, h, at(times, before), StepBounds(min_step, max_step, at(floors, before)))
-            state = torch.where(n < STORED_STEPS, int(LoopState.running), int(LoopState.full))
-            state = torch.where(attempts < max_steps, state, int(LoopState.max_steps))
-            state = torch.where(too_small, int(LoopState.underflow), state)
-            return h, step, torch.where(i > 0, state, int(LoopState.finished))
-
-        def start_interval(i: Tensor, a: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            """y [N], the adjoint [N] and its scale at time i; a: the adjoint without the gradient of y at this time."""
-            y, a = at(states, i), a + at(gradients, i)
-            if choices.relative:
-                # At the end, the adjoint is the gradient of y at the first time.
-                scale = torch.where(i > 0, _size(a), 1.0)
-                a = a / scale.to(a.dtype)
-            return y, a, scale
-
-        def slopes_of(t: Tensor, signed: Tensor, z: list[Tensor]) -> tuple[list[list[Any]], list[Tensor]]:
-            """The slopes at the stages of a step, of y, of the adjoint and of each target, and the last arguments.
-
-            Those of the targets are 0 at stages without weight.
-            """
-            slopes: list[list[Any]] = [[] for _ in range(num_states + len(targets))]
-            ends = z[:num_states]
-            for j, row in enumerate(method.a):
-                if j:
-                    h_y = signed.to(z[0].dtype)
-                    ends = [x + h_y * weighted_sum(row, ks) for x, ks in zip(z[:num_states], slopes, strict=False)]
-                inward = {0.0: direction, 1.0: -direction}.get(method.c[j])
-                time, a = field.time(t + method.c[j] * signed, z[0], inward), ends[-1]
-                y = _interpolate(time, direction, *path) if choices.interpolates else ends[0]
-                rate = rate_of_inputs(module, layout, slots, arg_idx, time, args)
-                weighted = method.b[j] != 0 or (full and error_weights[j] != 0)
-                k, pull, *_ = vjp(rate, y, *targets) if weighted else vjp(partial(_rate, rate, targets), y)
-                parts: list[Any] = [*([] if choices.interpolates else [k]), *(-part for part in pull(a))]
-                if full:
-                    parts = [part.to(y.dtype) for part in parts]
-                parts += [0.0] * (len(slopes) - len(parts))
-                for ks, part in zip(slopes, parts, strict=True):
-                    ks.append(part)
-            return slopes, ends
-
-        def is_running(state: Tensor, *carried: Tensor) -> Tensor:
-            return state == int(LoopState.running)
-
-        def attempt(
-            state: Tensor,
-            i: Tensor,
-            n: Tensor,
-            tried: Tensor,
-            attempts: Tensor,
-            t: Tensor,
-            h: Tensor,
-            step: Tensor,
-            ratio: Tensor,
-            scale: Tensor,
-            steps: Tensor,
-            *carried: Tensor,
-        ) -> tuple[Tensor, ...]:
-            loop_past, z, totals = _split(carried, 2 * uses_past, num_parts)
-            end = at(times, i - 1)
-            at_end = step == (end - t).abs()
-            signed = direction * step
-            h_y = signed.to(z[0].dtype)
-            slopes, ends = slopes_of(t, signed, z)
-            if not fsal:
-                ends = [x + h_y * weighted_sum(method.b, ks) for x, ks in zip(z[:num_states], slopes, strict=False)]
-            integrals = [h_y * weighted_sum(method.b, ks) for ks in slopes[num_states:]]
-            z_next = [*ends, *(g + integral for g, integral in zip(z[num_states:], integrals, strict=False))]
-            errors = [h_y * weighted_sum(error_weights, ks) for ks in slopes[:num_parts]]
-            ratio = _error_norm(choices.norm, errors, z, z_next, tolerance)
-            accepted = (ratio <= 1) | ((h <= min_step) & (ratio < torch.inf))
-            proposal, h_next, next_past = next_step(controller, method.order, h, step, ratio, accepted, loop_past)
-            # Not in place: torch cannot compile a loop that both writes to a tensor and differentiates.
-            here = torch.arange(STORED_STEPS).unsqueeze(1) == n
-            steps = torch.where(here, torch.stack([t, signed, ratio, proposal]), steps)
-
-            arrived = accepted & at_end
-            done = arrived & (at(is_output, i - 1) != 0)
-            scale_y = scale.to(h_y.dtype)
-            if full:
-                changes, changed = z_next[num_states:], done
-            else:
-                changes, changed = integrals, accepted
-            totals = [
-                torch.where(changed, (x + scale_y * part).to(x.dtype), x)
-                for x, part in zip(totals, changes, strict=True)
-            ]
-            y_end, a_end, next_scale = start_interval(i - 1, scale_y * z_next[num_states - 1], scale)
-            starts = [*[y_end, a_end][-num_states:], *map(torch.zeros_like, z[num_states:])]
-            z = [torch.where(accepted, x_next, x) for x_next, x in zip(z_next, z, strict=True)]
-            z = [torch.where(done, start, x) for start, x in zip(starts, z, strict=True)]
-            i_next, n_next = i - arrived.to(torch.int64), n + accepted.to(torch.int64)
-            scale, attempts = torch.where(done, next_scale, scale), torch.where(done, 0, attempts + 1)
-            t_next = torch.where(accepted, torch.where(at_end, end, t + signed), t)
-            h_next = h_next if choices.warm_start else torch.where(done, first_step, h_next)
-            h_next, step_next, state = fit(i_next, t_next, h_next, n_next, attempts)
-            past = [torch.where(done, 1.0, x) for x in next_past]
-            ratio = torch.where(done, torch.nan, ratio)
-            head = (state, i_next, n_next, tried + 1, attempts, t_next, h_next, step_next, ratio, scale)
-            return *head, steps, *past, *z, *totals
-
-        num_parts = len(backward_state)
-        i, attempts = i.to(torch.int64), attempts.to(torch.int64)
-        n, tried = torch.zeros_like(i), torch.zeros_like(i)
-        steps = torch.zeros(STORED_STEPS, STEP_COLUMNS, dtype=torch.float64)
-        h, step, state = fit(i, t, h, n, attempts)
-        carried = [x.clone() for x in (*(past if uses_past else ()), *backward_state, *totals)]
-        state, i, n, tried, attempts, t, h, step, ratio, scale, steps, *carried = loop(
-            is_running, attempt, (state, i, n, tried, attempts, t, h, step, ratio, scale, steps, *carried)
+        adjoint_loop = AdjointLoop(
+            field,
+            module,
+            slots,
+            choices,
+            [x.clone() for x in numbers.unbind()],
+            tolerance,
+            Stops(times, floors, is_output, states, gradients),
+            torch.sign(times[0] - times[1]),
+            [*parameters, *(args[j] for j in choices.arg_idx)],
+            args,
+            path,
+            num_states=1 if choices.interpolates else 2,
+            num_parts=len(backward_state),
         )
-        loop_past, z, totals = _split(carried, 2 * uses_past, num_parts)
-        numbers_out = (state, i, n, tried, attempts, t, h, step, ratio, *(loop_past or past), scale)
-        return z, totals, torch.stack([x.to(torch.float64) for x in numbers_out]), steps
+        return adjoint_loop.run(progress, backward_state, totals)
 
     return backward
 
 
-def _split(carried: Sequence[Tensor], num_past: int, num_parts: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """The past error ratios, the backward state and the totals among the carried tensors."""
-    end = num_past + num_parts
-    return list(carried[:num_past]), list(carried[num_past:end]), list(carried[end:])
+def _at(table: Tensor, i: Tensor) -> Tensor:
+    """Row i of a table; i: int64, a scalar."""
+    return table.index_select(0, i.reshape(1))[0]
 
 
 def _interpolate(
@@ -247,32 +355,9 @@ def _interpolate(
 
 def _size(a: Tensor) -> Tensor:
     """The scale of an adjoint [N], as ``adjoint._scale`` computes it, float64."""
-    size = torch.linalg.vector_norm(a).to(torch.float64) / math.sqrt(max(a.numel(), 1))
-    largest = a.abs().max().to(torch.float64) if a.numel() else size
-    return torch.where(size == 0, 1.0, torch.where(size == torch.inf, largest, size))
-
-
-def _error_norm(
-    norm: LargestRms, errors: list[Tensor], z: list[Tensor], z_next: list[Tensor], tolerance: Tensor
-) -> Tensor:
-    """The norm of the errors of the parts of a backward state, in units of the tolerance, float64."""
-    # For each component, or the same for all.
-    tolerances = tolerance.split([x.numel() for x in z], 1) if tolerance.dim() == 2 else [tolerance] * len(z)
-    parts: list[Tensor] = []
-    for both, error, start, end in zip(tolerances, errors, z, z_next, strict=True):
-        rtol, atol = both.unbind()
-        scale = atol + rtol * torch.maximum(start.abs(), end.abs()).reshape(-1)
-        if tolerance.dim() == 1:
-            scale = scale.clamp_min(torch.finfo(scale.dtype).tiny)
-        parts.append(error.reshape(-1) / scale)
-    if [part.numel() for part in parts] != list(norm.sizes):
-        parts = list(torch.cat(parts)[: sum(norm.sizes)].split(norm.sizes))
-    largest = torch.zeros((), dtype=torch.float64)
-    for part, divisor in zip(parts, norm.divisors, strict=True):
-        size = torch.linalg.vector_norm(part).to(torch.float64) / (divisor * math.sqrt(max(part.numel(), 1)))
-        # As max() of Python, which the eager norm calls: a later NaN has no effect.
-        largest = torch.where(size > largest, size, largest) if part is not parts[0] else size
-    return largest
+    size = root_mean_square(a)
+    largest_element = a.abs().max().to(torch.float64) if a.numel() else size
+    return torch.where(size == 0, 1.0, torch.where(size == torch.inf, largest_element, size))
 
 
 def _rate(rate: Callable[..., Tensor], inputs: list[Tensor], y: Tensor) -> Tensor:

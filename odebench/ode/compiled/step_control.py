@@ -49,6 +49,19 @@ def pack(scalars: Sequence[Tensor]) -> Tensor:
     return packed
 
 
+def root_mean_square(x: Tensor) -> Tensor:
+    """The root mean square of all elements, float64; 0 if there are none."""
+    return torch.linalg.vector_norm(x).to(torch.float64) / math.sqrt(max(x.numel(), 1))
+
+
+def largest(norms: Sequence[Tensor]) -> Tensor:
+    """The largest number, as Python's ``max`` finds it: a NaN after the first number has no effect."""
+    result = norms[0]
+    for x in norms[1:]:
+        result = torch.where(x > result, x, result)
+    return result
+
+
 class StepBounds(NamedTuple):
     """The bounds of a step size, and 1e-12 of the largest time, at which rounding errors of times begin."""
 
@@ -94,20 +107,17 @@ def first_step_size(
     f: its value [N] at t and y [N]. span: the signed time to the end.
     """
 
-    def norm(x: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(x).to(torch.float64) / math.sqrt(max(x.numel(), 1))
-
     rtol, atol = tolerance.unbind()
     scale = (atol + rtol * y.abs()).clamp_min(torch.finfo(y.dtype).tiny)
-    d0, d1 = norm(y / scale), norm(f / scale)
+    d0, d1 = root_mean_square(y / scale), root_mean_square(f / scale)
     h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1)
     usable = h0.isfinite() & (h0 != 0)
     h0 = torch.minimum(h0, span.abs())
     signed = torch.sign(span) * h0
     f1 = field.at(t + signed, y + signed.to(y.dtype) * f, args)
     # fmax and fmin, as comparisons with NaN are false in ``first_step``.
-    steepest = torch.fmax(d1, norm((f1 - f) / scale) / h0)
+    steepest = torch.fmax(d1, root_mean_square((f1 - f) / scale) / h0)
     h1 = torch.where(steepest <= 1e-15, (h0 * 1e-3).clamp_min(1e-6), (0.01 / steepest) ** (1 / order))
     h = torch.fmin(100 * h0, h1)
-    zero_if_finite = norm(f * 0) + torch.where(usable, norm(f1 * 0), norm(y * 0))
+    zero_if_finite = root_mean_square(f * 0) + torch.where(usable, root_mean_square(f1 * 0), root_mean_square(y * 0))
     return torch.where(usable & (h != 0), h, zero_if_finite), usable.to(torch.int64)

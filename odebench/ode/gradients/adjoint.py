@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from odebench.ode.arguments import as_number, as_positive_integer
-from odebench.ode.compiled.adjoint import AdjointChoices
+from odebench.ode.compiled.adjoint import AdjointChoices, BackwardNorm
 from odebench.ode.compiled.adjoint_run import BackwardStart, run_adjoint
 from odebench.ode.compiled.field import names_of
 from odebench.ode.compiled.graph import NotCompiledError
@@ -303,7 +303,7 @@ def _solve_compiled(
     choices = AdjointChoices(
         plan.method,
         plan.controller,
-        plan.norm,
+        _backward_norm(plan.norm, states.shape[1], 1 if solve.dense_output is not None else 2),
         interpolates=solve.dense_output is not None,
         full=solve.quadrature is None,
         relative=solve.relative,
@@ -322,6 +322,14 @@ def _solve_compiled(
     if outcome.status is not Status.success and solve.error is not None:
         raise solve.error(outcome, during=DURING)
     return a
+
+
+def _backward_norm(norm: LargestRms, size: int, num_states: int) -> BackwardNorm:
+    """Return the norm for states of any size.
+
+    size: N, that of the state. num_states: 2 if y is part of the backward state, else 1.
+    """
+    return BackwardNorm(norm.sizes[0] != size, sum(norm.sizes) > num_states * size, norm.divisors[-1])
 
 
 def _first_step(field: AdjointField, start: BackwardStart, plan: SolvePlan) -> float:
