@@ -3,7 +3,7 @@
 The equations and the step sizes are those of ``odebench.ode.gradients.adjoint``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from odebench.ode.compiled.step_control import (
     fit_step,
     largest,
     next_step,
+    pack,
     root_mean_square,
 )
 from odebench.ode.control import Controller
@@ -62,36 +63,26 @@ class AdjointChoices(NamedTuple):
     arg_idx: tuple[int, ...]
 
 
-class Stops(NamedTuple):
-    """The times at which steps must end, from the first time to the last, T of them.
-
-    floors: 1e-12 of the largest time in the interval that ends there. is_output: 1 for an output time, else 0.
-    states, gradients: [T, N] y and dL/dy at output times.
-    """
-
-    times: Tensor
-    floors: Tensor
-    is_output: Tensor
-    states: Tensor
-    gradients: Tensor
-
-
 class AdjointLoop(NamedTuple):
     """The loop over attempted steps.
 
-    slots: see ``slots_of``. numbers: [4] min_step, max_step, first step, and attempts allowed in an interval.
-    direction: 1 or -1. targets: the tensors that get gradients. path: see ``CompiledRun.path``; or empty.
-    num_states: 2 for y and the adjoint, 1 for the adjoint. num_parts: with the gradients that the norm measures.
+    slots: see ``slots_of``.
+    numbers: [5] min_step, max_step, first step, attempts allowed in an interval, and the direction of time, 1 or -1.
+    stops [T, 3]: the times at which steps must end, from the first time to the last; 1e-12 of the largest time in the
+        interval that ends there; 1 for an output time, else 0. states, gradients: [T, N] y and dL/dy at output times.
+    targets: the tensors that get gradients. path: see ``CompiledRun.path``; or empty.
+    num_states: 2 for y and the adjoint, 1 for the adjoint. num_parts: with the gradients of the targets, if ``full``.
     """
 
     field: Field
     module: FieldModule
     slots: Any
     choices: AdjointChoices
-    numbers: list[Tensor]
+    numbers: Tensor
     tolerance: Tensor
-    stops: Stops
-    direction: Tensor
+    stops: Tensor
+    states: Tensor
+    gradients: Tensor
     targets: list[Tensor]
     args: list[Tensor]
     path: list[Tensor]
@@ -100,9 +91,8 @@ class AdjointLoop(NamedTuple):
 
     def fit(self, i: Tensor, t: Tensor, h: Tensor, n: Tensor, attempts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The next step as proposed and as fitted to the next stop, and the ``LoopState``."""
-        min_step, max_step, _, max_steps = self.numbers
-        before = (i - 1).clamp(min=0)
-        end, floor = _at(self.stops.times, before), _at(self.stops.floors, before)
+        min_step, max_step, _, max_steps, _ = self.numbers.unbind()
+        end, floor, _ = _at(self.stops, (i - 1).clamp(min=0)).unbind()
         h, step, too_small = fit_step(t, h, end, StepBounds(min_step, max_step, floor))
         state = torch.where(n < STORED_STEPS, int(LoopState.running), int(LoopState.full))
         state = torch.where(attempts < max_steps, state, int(LoopState.max_steps))
@@ -114,7 +104,7 @@ class AdjointLoop(NamedTuple):
 
         a: the adjoint without the gradient of y at this time.
         """
-        y, a = _at(self.stops.states, i), a + _at(self.stops.gradients, i)
+        y, a = _at(self.states, i), a + _at(self.gradients, i)
         if self.choices.relative:
             # At the end, the adjoint is the gradient of y at the first time.
             scale = torch.where(i > 0, _size(a), 1.0)
@@ -123,10 +113,10 @@ class AdjointLoop(NamedTuple):
 
     def slopes_at(self, j: int, t: Tensor, states: list[Tensor]) -> list[Any]:
         """The slopes at stage j, which is at t: of the states, and of the targets, 0 at a stage without weight."""
-        method, choices = self.choices.method, self.choices
-        inward = {0.0: self.direction, 1.0: -self.direction}.get(method.c[j])
+        method, choices, direction = self.choices.method, self.choices, self.numbers[4]
+        inward = {0.0: direction, 1.0: -direction}.get(method.c[j])
         time, a = self.field.time(t, states[0], inward), states[-1]
-        y = _interpolate(time, self.direction, *self.path) if choices.interpolates else states[0]
+        y = _interpolate(time, direction, *self.path) if choices.interpolates else states[0]
         rate = rate_of_inputs(self.module, self.field.layout, self.slots, choices.arg_idx, time, self.args)
         error = method.error or ()
         if method.b[j] != 0 or (choices.full and error[j] != 0):
@@ -173,51 +163,39 @@ class AdjointLoop(NamedTuple):
             norms += [root_mean_square(part) / divisor for part in parts]
         return largest(norms)
 
-    def attempt(
-        self,
-        state: Tensor,
-        i: Tensor,
-        n: Tensor,
-        tried: Tensor,
-        attempts: Tensor,
-        t: Tensor,
-        h: Tensor,
-        step: Tensor,
-        ratio: Tensor,
-        scale: Tensor,
-        steps: Tensor,
-        *carried: Tensor,
-    ) -> tuple[Tensor, ...]:
-        """Try a step; takes and returns what the loop carries.
+    def attempt(self, progress: Tensor, steps: Tensor, *carried: Tensor) -> tuple[Tensor, ...]:
+        """Try a step; return everything after it.
 
-        state to scale: see ``BackwardProgress``. steps: the table of accepted steps.
-        carried: the error ratios of the last two accepted steps, unless control is integral; the backward state; the
-            totals of the targets.
+        progress: see ``BackwardProgress``. steps: the table of accepted steps.
+        carried: the backward state and the totals of the targets.
         """
-        past, z, totals = self.split(carried)
-        end, min_step = _at(self.stops.times, i - 1), self.numbers[0]
-        at_end, signed = step == (end - t).abs(), self.direction * step
+        _, i, n, tried, attempts, t, h, step, _, *past, scale = progress.unbind()
+        min_step, _, first_step, _, direction = self.numbers.unbind()
+        end, _, is_output = _at(self.stops, i - 1).unbind()
+        z, totals = list(carried[: self.num_parts]), list(carried[self.num_parts :])
+        at_end, signed = step == (end - t).abs(), direction * step
         z_next, integrals, ratio = self.take_step(t, signed, z)
         accepted = (ratio <= 1) | ((h <= min_step) & (ratio < torch.inf))
         controller, order = self.choices.controller, self.choices.method.order
+        past = past if controller.proportional or controller.derivative else []
         proposal, h_next, next_past = next_step(controller, order, h, step, ratio, accepted, past)
         # Not in place: torch cannot compile a loop that both writes to a tensor and differentiates.
         here = torch.arange(STORED_STEPS).unsqueeze(1) == n
-        steps = torch.where(here, torch.stack([t, signed, ratio, proposal]), steps)
+        steps = torch.where(here, pack([t, signed, ratio, proposal]), steps)
         arrived = accepted & at_end
-        done = arrived & (_at(self.stops.is_output, i - 1) != 0)
+        done = arrived & (is_output != 0)
         totals = self.add_to_totals(totals, integrals, z_next, scale, accepted, done)
         z, next_scale = self.next_state(i - 1, z, z_next, scale, accepted, done)
-        i_next, n_next = i - arrived.to(torch.int64), n + accepted.to(torch.int64)
+        i_next, n_next = i - arrived.to(torch.float64), n + accepted.to(torch.float64)
         scale, attempts = torch.where(done, next_scale, scale), torch.where(done, 0, attempts + 1)
         t_next = torch.where(accepted, torch.where(at_end, end, t + signed), t)
-        h_next = h_next if self.choices.warm_start else torch.where(done, self.numbers[2], h_next)
+        h_next = h_next if self.choices.warm_start else torch.where(done, first_step, h_next)
         h_next, step_next, state = self.fit(i_next, t_next, h_next, n_next, attempts)
         # The solve over the next interval starts anew.
-        next_past = tuple(torch.where(done, 1.0, x) for x in next_past)
-        ratio = torch.where(done, torch.nan, ratio)
-        head = (state, i_next, n_next, tried + 1, attempts, t_next, h_next, step_next, ratio, scale)
-        return *head, steps, *next_past, *z, *totals
+        ratio, *past = torch.where(done, torch.nan, ratio), *(torch.where(done, 1.0, x) for x in next_past)
+        past = past or [torch.ones_like(t)] * 2
+        head = (state, i_next, n_next, tried + 1, attempts, t_next, h_next, step_next, ratio)
+        return pack([*head, *past, scale]), steps, *z, *totals
 
     def add_to_totals(
         self,
@@ -244,33 +222,22 @@ class AdjointLoop(NamedTuple):
         z = [torch.where(accepted, x_next, x) for x_next, x in zip(z_next, z, strict=True)]
         return [torch.where(done, start, x) for start, x in zip(starts, z, strict=True)], scale
 
-    def split(self, carried: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """The past error ratios, the backward state and the totals among the carried tensors."""
-        controller = self.choices.controller
-        start = 2 if controller.proportional or controller.derivative else 0
-        end = start + self.num_parts
-        return list(carried[:start]), list(carried[start:end]), list(carried[end:])
-
     def run(
         self, progress: Tensor, z: list[Tensor], totals: list[Tensor]
     ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
         """Returns what ``backward`` of ``make_adjoint`` does."""
-        # Copies, as a loop takes no two views of one tensor.
-        _, i, _, _, attempts, t, h, _, ratio, *past, scale = (x.clone() for x in progress.unbind())
-        i, attempts = i.to(torch.int64), attempts.to(torch.int64)
-        n, tried = torch.zeros_like(i), torch.zeros_like(i)
-        h, step, state = self.fit(i, t, h, n, attempts)
+        _, i, _, _, attempts, t, h, _, *rest = progress.unbind()
+        zero = torch.zeros_like(t)
+        h, step, state = self.fit(i, t, h, zero, attempts)
+        progress = pack([state, i, zero, zero, attempts, t, h, step, *rest])
         steps = torch.zeros(STORED_STEPS, STEP_COLUMNS, dtype=torch.float64)
-        controller = self.choices.controller
-        carried = [*(past if controller.proportional or controller.derivative else ()), *z, *totals]
 
-        def is_running(state: Tensor, *carried: Tensor) -> Tensor:
-            return state == int(LoopState.running)
+        def is_running(progress: Tensor, *carried: Tensor) -> Tensor:
+            return progress[0] == int(LoopState.running)
 
-        start = (state, i, n, tried, attempts, t, h, step, ratio, scale, steps, *(x.clone() for x in carried))
-        *head, scale, steps = (ends := loop(is_running, self.attempt, start))[:11]
-        loop_past, z, totals = self.split(ends[11:])
-        return z, totals, torch.stack([x.to(torch.float64) for x in (*head, *(loop_past or past), scale)]), steps
+        start = (progress, steps, *(x.clone() for x in (*z, *totals)))
+        progress, steps, *carried = loop(is_running, self.attempt, start)
+        return list(carried[: self.num_parts]), list(carried[self.num_parts :]), progress, steps
 
 
 def make_adjoint(
@@ -296,9 +263,9 @@ def make_adjoint(
     ) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
         """Step back to the first time, or until ``STORED_STEPS`` steps are accepted.
 
-        progress: where the solve stands; see ``BackwardProgress``. numbers, path: see ``AdjointLoop``.
+        progress: where the solve stands; see ``BackwardProgress``.
+        numbers, stops, states, gradients, path: see ``AdjointLoop``.
         tolerance: rtol and atol, [2], or [2, Z] for the Z components of the backward state.
-        stops [T, 3], states, gradients: see ``Stops``.
         backward_state: y and the adjoint [N] and, if the norm measures them, the integrals over the interval so far of
             a^T df/dtheta for each target.
         totals: the gradients of the targets, without these integrals.
@@ -306,16 +273,16 @@ def make_adjoint(
         Returns the backward state (at the end, its adjoint is dL/dy at the first time), the totals, the progress, and
         the table of accepted steps [STORED_STEPS, 4], see ``STEP_COLUMNS``.
         """
-        times, floors, is_output = (x.clone() for x in stops.unbind(1))
         adjoint_loop = AdjointLoop(
             field,
             module,
             slots,
             choices,
-            [x.clone() for x in numbers.unbind()],
+            numbers,
             tolerance,
-            Stops(times, floors, is_output, states, gradients),
-            torch.sign(times[0] - times[1]),
+            stops,
+            states,
+            gradients,
             [*parameters, *(args[j] for j in choices.arg_idx)],
             args,
             path,
@@ -328,8 +295,8 @@ def make_adjoint(
 
 
 def _at(table: Tensor, i: Tensor) -> Tensor:
-    """Row i of a table; i: int64, a scalar."""
-    return table.index_select(0, i.reshape(1))[0]
+    """Row i of a table; i: a scalar."""
+    return table.index_select(0, i.to(torch.int64).reshape(1))[0]
 
 
 def _interpolate(

@@ -108,7 +108,8 @@ def run_adjoint(
     z = [a.detach().clone()] if choices.interpolates else [start.states[-1].detach().clone(), a.detach().clone()]
     z += [torch.zeros_like(x, dtype=a.dtype) for x in totals] if choices.full else []
     assert plan.first_step is not None
-    numbers = [plan.min_step, plan.max_step, plan.first_step, plan.max_steps]
+    direction = math.copysign(1.0, start.times[0] - start.times[1])
+    numbers = [plan.min_step, plan.max_step, plan.first_step, plan.max_steps, direction]
     inputs = [
         torch.tensor(numbers, dtype=torch.float64),
         tolerance_tensor(plan.tolerance, a, sum(x.numel() for x in z)),
@@ -126,9 +127,7 @@ def run_adjoint(
     totals[:] = sums
     _count(choices.method, plan, stats, stops, int(progress.i), rows, attempts)
     stats.start = start.times[-1] if stats.start is None else stats.start
-    return z[0 if choices.interpolates else 1], progress.outcome(
-        math.copysign(1.0, start.times[0] - start.times[1]), stats.nfe
-    )
+    return z[0 if choices.interpolates else 1], progress.outcome(direction, stats.nfe)
 
 
 def _count(
