@@ -10,8 +10,9 @@ torch_compile, OLDEST_TORCH = torch.compile, graph.OLDEST_TORCH
 
 @pytest.fixture(autouse=True)
 def any_torch(monkeypatch):
-    """Run graphs that are not compiled with older versions of torch, too."""
+    """Run graphs that are not compiled with older versions of torch, too. Each test gets its warnings."""
     monkeypatch.setattr(graph, "OLDEST_TORCH", "0")
+    graph._warn_once.cache_clear()
 
 
 @pytest.fixture

@@ -12,11 +12,12 @@ from odebench.ode.problem import StateLayout
 
 
 class Field(NamedTuple):
-    """f on flat states inside a graph. one_sided: see ``SolvePlan``."""
+    """f on flat states inside a graph. one_sided, math: see ``SolvePlan`` (``compile_math``)."""
 
     f: Callable[..., Any]
     layout: StateLayout
     one_sided: bool
+    math: str
 
     def time(self, t: Tensor, y: Tensor, inward: Tensor | None) -> Tensor:
         """The float64 time t as f gets it; inward: the direction into the step, if t is the end of a step."""

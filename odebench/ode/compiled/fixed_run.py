@@ -26,14 +26,14 @@ MIN_ROWS, MAX_ROWS, BUFFER_BYTES = 4, 128, 2**26
 class FixedGraphs:
     """The graphs of solves by fixed steps that differ only in numbers.
 
-    modules: those that f refers to. is_checked, used: see ``CompiledSolve``. math: see ``CompiledGraph``.
+    modules: those that f refers to. is_checked, used: see ``CompiledSolve``.
     """
 
-    def __init__(self, field: Field, modules: Sequence[nn.Module], method: Tableau, math: str) -> None:
-        self._field, self._method, self._math = field, method, math
+    def __init__(self, field: Field, modules: Sequence[nn.Module], method: Tableau) -> None:
+        self._field, self._method = field, method
         self.module, self.is_checked = FieldModule(field.f, modules), False
         self.used: UsedParameters | None = None
-        self.forward = CompiledGraph(make_fixed_forward(field, method), "solve", math)
+        self.forward = CompiledGraph(make_fixed_forward(field, method), "solve", field)
         self._backward: dict[Any, CompiledGraph] = {}
 
     def backward(
@@ -46,7 +46,7 @@ class FixedGraphs:
         key = (names, arg_idx, moves, has_inner_knots)
         if key not in self._backward:
             function = make_fixed_backward(self._field, self.module, self._method, names, arg_idx, moves)
-            self._backward[key] = CompiledGraph(function, "gradient", self._math)
+            self._backward[key] = CompiledGraph(function, "gradient", self._field)
         return self._backward[key]
 
 

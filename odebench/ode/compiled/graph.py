@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from odebench.ode.compiled.fast_math import compile_with_fast_math
+from odebench.ode.compiled.field import Field
 from odebench.ode.methods.compiled_step import own_code
 from odebench.ode.problem import StateLayout
 
@@ -98,13 +99,13 @@ class CompiledGraph:
 
     The first ``STATIC_SIZES`` sizes have code of their own, all others share code.
 
-    kind: "solve" or "gradient", for messages. math: "exact", or "fast" for the functions of ``fast_math``.
+    kind: "solve" or "gradient", for messages. field: the field that the function evaluates.
     """
 
-    def __init__(self, function: Callable[..., Any], kind: str, math: str = "exact") -> None:
-        self.function, self._kind, self._math = function, kind, math
+    def __init__(self, function: Callable[..., Any], kind: str, field: Field) -> None:
+        self.function, self._kind, self._field = function, kind, field
         self._static: dict[tuple[torch.Size, ...], _Code] = {}
-        self._shared = _Code(function, math, f"{kind} for inputs of any size")
+        self._shared = _Code(function, field.math, f"{kind} for inputs of any size")
         self._failed = False
 
     def __call__(self, *inputs: Any) -> Any:
@@ -129,20 +130,20 @@ class CompiledGraph:
             if code is not self._shared:
                 self.refuse(_reason(error))
             # The first sizes stay compiled.
-            self._warn(f"{self._kind} for further sizes", _reason(error))
+            _warn_once(self._field.f, f"{self._kind} for further sizes: {_reason(error)}")
             raise NotCompiledError from None
 
     def refuse(self, reason: str) -> NoReturn:
         """Raise NotCompiledError, now with a warning and in every later call without."""
         if not self._failed:
             self._failed = True
-            self._warn(self._kind, reason)
+            _warn_once(self._field.f, f"{self._kind}: {reason}")
         raise NotCompiledError
 
     def _find_code(self, sizes: tuple[torch.Size, ...]) -> "_Code":
         code = self._static.get(sizes, self._shared)
         if code is self._shared and len(self._static) < STATIC_SIZES:
-            code = self._static[sizes] = _Code(self.function, self._math, self._kind)
+            code = self._static[sizes] = _Code(self.function, self._field.math, self._kind)
         return code
 
     def _mark_sizes_that_vary(self, tensors: list[Tensor]) -> None:
@@ -152,13 +153,12 @@ class CompiledGraph:
                 if size != first_size:
                     torch._dynamo.maybe_mark_dynamic(tensor, dim)
 
-    @staticmethod
-    def _warn(what: str, reason: str) -> None:
-        warnings.warn(f"compile='solve' has no effect on this {what}: {reason}", stacklevel=4)
-
 
 class _Code:
-    """A function that torch compiles once; name: for the log."""
+    """A function that torch compiles once.
+
+    math: "exact", or "fast" for the functions of ``fast_math``. name: for the log.
+    """
 
     def __init__(self, function: Callable[..., Any], math: str, name: str) -> None:
         self._function, self._math, self._name = function, math, name
@@ -186,6 +186,12 @@ class _Code:
         if self._math == "fast":
             how = {"backend": compile_with_fast_math}
         return torch.compile(own_code(self._function), fullgraph=True, dynamic=False, **how)
+
+
+@functools.lru_cache(maxsize=256)
+def _warn_once(f: Callable[..., Any], text: str) -> None:
+    """Warn about a vector field; training, evaluation and sampling compile it separately, for the same result."""
+    warnings.warn(f"compile='solve' has no effect on this {text}", stacklevel=4)
 
 
 def _reason(error: Exception) -> str:

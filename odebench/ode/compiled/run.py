@@ -40,7 +40,6 @@ class CompiledSolve:
     modules: those that f refers to. inner: see ``make_forward``. keep: store the stages of every step.
     is_checked: whether f was evaluated once outside of the graph, where its result and its noise are checked.
     used: the parameters that this evaluation used; None if it is unknown.
-    math: see ``CompiledGraph``.
     """
 
     def __init__(
@@ -48,7 +47,6 @@ class CompiledSolve:
         field: Field,
         modules: Sequence[nn.Module],
         method: Tableau,
-        math: str,
         controller: Controller,
         inner: bool,
         keep: bool,
@@ -56,11 +54,11 @@ class CompiledSolve:
         self.field, self.method, self.controller, self.inner = field, method, controller, inner
         self.module, self.is_checked = FieldModule(field.f, modules), False
         self.used: UsedParameters | None = None
-        self.forward = CompiledGraph(make_forward(field, method, controller, inner), "solve", math)
+        self.forward = CompiledGraph(make_forward(field, method, controller, inner), "solve", field)
         assert method.dense is not None
         self.polynomials = weights_by_power(method.dense)
         self._backward: dict[Any, CompiledGraph] = {}
-        self._math, self._keep, self._num_kept = math, keep, len(LoopStages.of(method, inner).c) + 1
+        self._keep, self._num_kept = keep, len(LoopStages.of(method, inner).c) + 1
         self._spare: list[tuple[Tensor, Tensor]] = []
 
     def backward(self, names: tuple[str, ...], arg_idx: tuple[int, ...]) -> CompiledGraph:
@@ -68,14 +66,14 @@ class CompiledSolve:
         key = (names, arg_idx)
         if key not in self._backward:
             function = make_backward(self.field, self.module, self.method, self.inner, names, arg_idx)
-            self._backward[key] = CompiledGraph(function, "gradient", self._math)
+            self._backward[key] = CompiledGraph(function, "gradient", self.field)
         return self._backward[key]
 
     def adjoint(self, choices: AdjointChoices, *lengths: int) -> CompiledGraph:
         """The graph of the continuous adjoint for tables of these padded lengths."""
         key = (choices, lengths)
         if key not in self._backward:
-            self._backward[key] = CompiledGraph(make_adjoint(self.field, self.module, choices), "gradient", self._math)
+            self._backward[key] = CompiledGraph(make_adjoint(self.field, self.module, choices), "gradient", self.field)
         return self._backward[key]
 
     def buffers(self, y: Tensor) -> StepBuffers:
@@ -112,8 +110,8 @@ def _find(kind: Callable[..., Any], problem: InitialValueProblem, plan: SolvePla
     # The parameters of a module f are found in each solve.
     modules = () if isinstance(f, nn.Module) else modules_of([f])
     try:
-        field = Field(f, for_any_batch(problem.layout), plan.one_sided)
-        return _compiled_solve(kind, field, modules, plan.method, plan.compile_math, *choices)
+        field = Field(f, for_any_batch(problem.layout), plan.one_sided, plan.compile_math)
+        return _compiled_solve(kind, field, modules, plan.method, *choices)
     except TypeError as error:
         raise ValueError(f"compile='solve': f and the constants in args must be hashable ({error})") from error
 
