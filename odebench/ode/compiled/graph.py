@@ -24,9 +24,9 @@ log = logging.getLogger(__name__)
 
 Loop = Callable[..., Any]
 
-# Loops of older versions write to no tensors.
-OLDEST_TORCH = "2.12"
-# This many sizes get code of their own, which is faster than the code that all further sizes share.
+# torch 2.11 refuses loops that write to tensors; 2.12 was not tried.
+OLDEST_TORCH = "2.13"
+# This many sizes get code of their own, with more products inlined by fast math; all further sizes share code.
 STATIC_SIZES = 2
 # Lines of these folders are not the user's.
 _OWN_FOLDERS = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent))
