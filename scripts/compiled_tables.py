@@ -1,4 +1,4 @@
-"""The tables of compiled solves, and their picture, from docs/results/compiled_solves.*.csv."""
+"""The tables of compiled solves and trainings, and the picture of the former, from docs/results."""
 
 from collections.abc import Iterable, Sequence
 
@@ -44,6 +44,42 @@ def goals(rows: list[Row]) -> str:
     header = ["forward / exact gradient / adjoint", *columns, *COMPILE_TIMES.values()]
     about = f"{_in_a_row(rows)} {bench_tables.bench_measured_on(rows)}"
     return f"{markdown(header, lines)}\n\n{about} All: {results.link('compiled_solves')}."
+
+
+def training(rows: list[Row]) -> str:
+    """A table of the time of a training step, eager and compiled, and after how many steps compiling has paid.
+
+    rows: those of measure_compiled_training.py, five for each training.
+    """
+    header = ["training (gradient), steps", "ms a step: eager", "step", "solve"]
+    header += [f"{how} pays after steps, {cache}" for how in ("step", "solve") for cache in ("cold", "warm")]
+    lines = []
+    for name in dict.fromkeys(row["training"] for row in rows):
+        eager, *others = (row for row in rows if row["training"] == name)
+        warm = [row for row in others if row["cache"] == "warm"]
+        lines.append(
+            [
+                f"`{name}` ({eager['gradient']}), {int(eager['steps_of_the_training']):,}",
+                *(_step_time(row) for row in (eager, *warm)),
+                *(_steps_until_it_pays(eager, row) for row in others),
+            ]
+        )
+    about = "Medians, and quartiles in brackets; cold: without torch's cache; warm: with it."
+    return f"{markdown(header, lines)}\n\n{about}"
+
+
+def _step_time(row: Row) -> str:
+    if not row["step_ms"]:
+        return "–"
+    return "{:.3g} ({:.3g} – {:.3g})".format(*(float(row[f"step_ms{end}"]) for end in ("", "_low", "_high")))
+
+
+def _steps_until_it_pays(eager: Row, row: Row) -> str:
+    saved_ms = float(eager["step_ms"]) - float(row["step_ms"] or "inf")
+    if saved_ms <= 0:
+        return "never"
+    extra_ms = 1e3 * (float(row["first_steps_s"]) - float(eager["first_steps_s"]))
+    return f"{float(f'{max(extra_ms, 0) / saved_ms:.2g}'):,.0f}"
 
 
 def _slashed(numbers: Iterable[float | None]) -> str:

@@ -84,7 +84,7 @@ def tables_by_page() -> dict[Path, dict[str, str]]:
             "detest": detest_table(read("detest")),
             "files": results.sources([*benches, *TRAINING_STEPS, "detest"]),
         },
-        DOCS / "compiling.md": {"compiled": compiled_tables.goals(compiled)},
+        DOCS / "compiling.md": {"compiled": compiled_tables.goals(compiled), **compiled_training()},
         DOCS / "models.md": {"stepping": stepping_table(read("stepping"))},
         DOCS / "sweeps.md": {"sweeps": costs_table(read("sweeps")), "ranks": ranks_table(read("ranks"))},
         DOCS / "choosing.md": {
@@ -94,6 +94,14 @@ def tables_by_page() -> dict[Path, dict[str, str]]:
             "files": results.sources(chosen),
         },
     }
+
+
+def compiled_training() -> dict[str, str]:
+    """The table of trainings with compiled solves; none before measure_compiled_training.py has run."""
+    if not any(results.RESULTS.glob("compiled_training.*.csv")):
+        return {}
+    table = compiled_tables.training(results.read("compiled_training"))
+    return {"training": f"{table}\n\n{results.sources(['compiled_training'])}"}
 
 
 def with_tables(text: str, tables: Mapping[str, str]) -> str:

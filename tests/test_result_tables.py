@@ -392,3 +392,19 @@ def test_every_script_can_be_imported():
     command = [sys.executable, "-c", f"import {', '.join(sorted(names))}"]
     done = subprocess.run(command, cwd=ROOT / "scripts", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_table_says_after_how_many_steps_compiling_pays(script):
+    training = script("compiled_tables").training
+
+    def row(compile, cache, first_steps_s, step_ms):
+        names = {"training": "cnf", "gradient": "adjoint", "steps_of_the_training": "1000"}
+        times = {"step_ms": step_ms, "step_ms_low": step_ms and "9", "step_ms_high": step_ms and "11"}
+        return {**names, "compile": compile, "cache": cache, "first_steps_s": first_steps_s, **times}
+
+    rows = [row("false", "", "1", "20"), row("step", "cold", "31", "10"), row("step", "warm", "0.5", "10")]
+    rows += [row("solve", "cold", "46.2", "5"), row("solve", "warm", "", "")]
+    line = training(rows).splitlines()[2]
+    assert line == "| `cnf` (adjoint), 1,000 | 20 (9 – 11) | 10 (9 – 11) | – | 3,000 | 0 | 3,000 | never |"
+    rows[-1] = row("solve", "warm", "1.2", "30")
+    assert training(rows).splitlines()[2].endswith("| 30 (9 – 11) | 3,000 | 0 | 3,000 | never |")
