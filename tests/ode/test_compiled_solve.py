@@ -18,7 +18,7 @@ from torch import nn
 from odebench.ode import METHODS, Status, Tableau, solve
 from odebench.ode.compiled import graph
 from odebench.ode.compiled import run as compiled_run
-from odebench.ode.compiled.graph import loop
+from odebench.ode.compiled.graph import CompiledGraph, loop
 
 ADAPTIVE = [name for name, method in METHODS.items() if isinstance(method, Tableau) and method.adaptive]
 # Warnings of torch while its compiler starts.
@@ -448,6 +448,23 @@ def test_without_a_compiler_or_torchs_private_functions_it_runs_eagerly(monkeypa
     with pytest.warns(UserWarning, match=f"has no effect on this solve: torch cannot compile it: {reason}"):
         eager, compiled = both(field, y0, (0.0, 1.0), (scale,))
     assert torch.equal(eager[0].y, compiled[0].y)
+
+
+def test_without_a_compiler_torch_is_asked_once(monkeypatch):
+    asked = []
+
+    def compile(function, **_):
+        asked.append(function)
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr(CompiledGraph, "without_compiler", False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            field, (y0, scale) = Network(), start()
+            assert_equal(*both(field, y0, (0.0, 1.0), (scale,), field.parameters()))
+    assert len(asked) == len(caught) == 1
 
 
 def test_a_gradient_that_cannot_be_compiled_is_that_of_the_loop(monkeypatch):

@@ -100,7 +100,10 @@ class CompiledGraph:
     The first ``STATIC_SIZES`` sizes have code of their own, all others share code.
 
     kind: "solve" or "gradient", for messages. field: the field that the function evaluates.
+    without_compiler: whether torch has found no C++ compiler; then it is not asked for any graph again.
     """
+
+    without_compiler = False
 
     def __init__(self, function: Callable[..., Any], kind: str, field: Field) -> None:
         self.function, self._kind, self._field = function, kind, field
@@ -112,7 +115,7 @@ class CompiledGraph:
         """The function's results. Raises NotCompiledError, after one warning, if torch cannot compile it."""
         tensors = [x for item in inputs for x in ((item,) if isinstance(item, Tensor) else item or ())]
         code = self._find_code(tuple(x.shape for x in tensors))
-        if self._failed or code.failed:
+        if self._failed or code.failed or CompiledGraph.without_compiler:
             raise NotCompiledError
         depth = torch._C._functorch.get_dynamic_layer_stack_depth()
         try:
@@ -123,6 +126,7 @@ class CompiledGraph:
         # have moved. Errors of f itself were raised by an evaluation before.
         except Exception as error:
             code.failed = True
+            CompiledGraph.without_compiler |= "InvalidCxxCompiler" in str(error)
             # If f calls torch.func, torch has not left its transforms.
             torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(depth)
             with contextlib.suppress(RuntimeError):  # there may be no level of forward-mode derivatives
