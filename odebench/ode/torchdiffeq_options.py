@@ -264,8 +264,8 @@ def make_plan(
 
 def _check_compiled_solve(plan: SolvePlan) -> None:
     """Raise ValueError for options that a compiled solve does not have."""
-    if plan.tolerance is not None and plan.norm is not rms:
-        reason = "measures errors by the root mean square of the whole state; leave it out for a tuple or a norm"
+    if plan.tolerance is not None and not (plan.norm is rms or isinstance(plan.norm, LargestRms)):
+        reason = "knows no norm functions; leave options['norm'] out"
     elif plan.grid is not None and plan.interpolation == "cubic":
         reason = "has no interp='cubic'; leave either out"
     else:

@@ -170,6 +170,31 @@ def test_compiled_solves_take_the_eager_steps(uncompiled, monkeypatch, arguments
     assert (compiled.nfe, compiled.accepted, compiled.rejected) == (eager.nfe, eager.accepted, eager.rejected)
 
 
+@pytest.mark.parametrize("adjoint_options", [None, {"norm": "seminorm"}, "odeint"])
+def test_compiled_solves_measure_each_tensor_of_a_tuple(uncompiled, monkeypatch, adjoint_options):
+    rate, found, stats = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True), [], []
+    count = torchdiffeq_api.finish
+    monkeypatch.setattr(torchdiffeq_api, "finish", lambda *call: stats.append(call[0].stats) or count(*call))
+    module = torch.nn.Module()
+    module.rate = torch.nn.Parameter(rate.detach().clone())
+    module.forward = lambda t, y: (-y[0] * module.rate, 100 * y[1].cos() * t)
+    for compile in (False, "solve"):
+        y0 = (torch.ones(3, 2, dtype=torch.float64, requires_grad=True), torch.zeros(3, 1, dtype=torch.float64))
+        t, options = torch.tensor([0.0, 0.4, 1.0], dtype=torch.float64), {"compile": compile}
+        if adjoint_options == "odeint":
+            y = odeint(module, y0, t, rtol=1e-4, atol=1e-5, options=options)
+        else:
+            how = {"options": options, "adjoint_options": adjoint_options}
+            y = odeint_adjoint(module, y0, t, rtol=1e-4, atol=1e-5, **how)
+        loss = sum(x.square().sum() for x in y)
+        found.append((*y, *torch.autograd.grad(loss, (y0[0], module.rate))))
+    torch.testing.assert_close(*found, rtol=1e-8, atol=1e-8)
+    eager, compiled = stats
+    assert (compiled.nfe, compiled.accepted, compiled.rejected) == (eager.nfe, eager.accepted, eager.rejected)
+    if adjoint_options != "odeint":
+        assert compiled.backward.nfe == eager.backward.nfe
+
+
 class Sine(torch.nn.Module):
     def __init__(self, net):
         super().__init__()

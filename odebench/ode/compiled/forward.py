@@ -11,9 +11,18 @@ from torch import Tensor
 
 from odebench.ode.compiled.field import Field
 from odebench.ode.compiled.graph import loop
-from odebench.ode.compiled.step_control import LoopState, StepBounds, first_step_size, fit_step, next_step, pack
+from odebench.ode.compiled.step_control import (
+    LoopState,
+    StepBounds,
+    first_step_size,
+    fit_step,
+    largest,
+    next_step,
+    pack,
+    root_mean_square,
+)
 from odebench.ode.control import Controller
-from odebench.ode.methods.compiled_step import scaled_error_norm, weighted_sum
+from odebench.ode.methods.compiled_step import scaled_error, weighted_sum
 from odebench.ode.methods.tableau import Tableau
 
 
@@ -104,6 +113,7 @@ class AdaptiveLoop(NamedTuple):
     """The loop over attempted steps.
 
     numbers: [12] see ``Numbers``.
+    by_tensor: whether the error is the largest of those of the state's tensors, not that of the whole state.
     steps [rows, 4]: overwritten with the accepted steps; see ``STEP_COLUMNS``.
     kept [rows, S + 1, N] or [1, S + 1, N]: overwritten with y and the stages of each, or of the last attempt.
     """
@@ -117,6 +127,12 @@ class AdaptiveLoop(NamedTuple):
     numbers: Tensor
     steps: Tensor
     kept: Tensor
+    by_tensor: bool
+
+    def norm(self, x: Tensor) -> Tensor:
+        """The norm of a scaled error [N], float64."""
+        parts = self.field.layout.split(x) if self.by_tensor else [x]
+        return largest([root_mean_square(part) for part in parts])
 
     def first_step(self, y: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """The size of the first step, and the evaluations that its search took; k: f [N] at y [N]."""
@@ -127,7 +143,7 @@ class AdaptiveLoop(NamedTuple):
         def search(unknown: Tensor, h: Tensor, evaluations: Tensor) -> tuple[Tensor, ...]:
             given = Numbers.of(self.numbers)
             h, evaluated = first_step_size(
-                self.field, given.start, y, k, self.args, given.span, self.order, self.tolerance
+                self.field, given.start, y, k, self.args, given.span, self.order, self.tolerance, self.norm
             )
             return torch.zeros_like(unknown), h, evaluations + evaluated
 
@@ -163,7 +179,7 @@ class AdaptiveLoop(NamedTuple):
         signed = given.direction * step
         y_next, ks = self.stages_of_step(t, signed, y, k, given.direction)
         error = signed.to(y.dtype) * weighted_sum(self.stages.error, ks)
-        ratio = scaled_error_norm(error, y, y_next, self.tolerance).to(torch.float64)
+        ratio = self.norm(scaled_error(error, y, y_next, self.tolerance))
         accepted = (ratio <= 1) | ((h <= given.bounds.min_step) & (ratio < torch.inf))
         proposal, h_next, past = next_step(self.controller, self.order, h, step, ratio, accepted, past)
         # Not by steps[n] = ..., which inductor does not lower in a loop.
@@ -195,9 +211,12 @@ class AdaptiveLoop(NamedTuple):
 
 
 def make_forward(
-    field: Field, method: Tableau, controller: Controller, inner: bool
+    field: Field, method: Tableau, controller: Controller, inner: bool, by_tensor: bool
 ) -> Callable[..., tuple[Tensor, ...]]:
-    """The function ``solve`` below. inner: whether there are output times inside the span."""
+    """The function ``solve`` below.
+
+    inner: whether there are output times inside the span. by_tensor: see ``AdaptiveLoop``.
+    """
     stages, order, differences = LoopStages.of(method, inner), method.order, method.last_differences
     # Computing cached properties inside would break the graph.
     _ = field.layout.is_tensor, field.layout.is_tuple, field.layout.view_shape
@@ -224,7 +243,7 @@ def make_forward(
         """
         given = Numbers.of(numbers)
         start, direction = given.start, given.direction
-        adaptive = AdaptiveLoop(field, args, stages, order, controller, tolerance, numbers, steps, kept)
+        adaptive = AdaptiveLoop(field, args, stages, order, controller, tolerance, numbers, steps, kept, by_tensor)
         k = field.at(start, y, args, direction).clone()
         h, evaluations = adaptive.first_step(y, k)
         progress, y_end = adaptive.run(y, k, h)

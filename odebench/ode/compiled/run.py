@@ -17,7 +17,7 @@ from odebench.ode.compiled.forward import LoopStages, make_forward
 from odebench.ode.compiled.graph import CompiledGraph, for_any_batch
 from odebench.ode.compiled.outputs import StepBuffers, StoredSteps, padded_length
 from odebench.ode.compiled.step_control import LoopState, tolerance_tensor
-from odebench.ode.control import Controller
+from odebench.ode.control import Controller, LargestRms
 from odebench.ode.dense import weights_by_power
 from odebench.ode.integrate import IntegrationResult
 from odebench.ode.methods.tableau import Tableau
@@ -37,7 +37,7 @@ NO_PARAMETER = "f uses a tensor that requires a gradient and is no parameter of 
 class CompiledSolve:
     """The graphs of solves that differ only in numbers, and their spare buffers.
 
-    modules: those that f refers to. inner: see ``make_forward``. keep: store the stages of every step.
+    modules: those that f refers to. inner, by_tensor: see ``make_forward``. keep: store the stages of every step.
     is_checked: whether f was evaluated once outside of the graph, where its result and its noise are checked.
     used: the parameters that this evaluation used; None if it is unknown.
     """
@@ -49,12 +49,13 @@ class CompiledSolve:
         method: Tableau,
         controller: Controller,
         inner: bool,
+        by_tensor: bool,
         keep: bool,
     ) -> None:
         self.field, self.method, self.controller, self.inner = field, method, controller, inner
         self.module, self.is_checked = FieldModule(field.f, modules), False
         self.used: UsedParameters | None = None
-        self.forward = CompiledGraph(make_forward(field, method, controller, inner), "solve", field)
+        self.forward = CompiledGraph(make_forward(field, method, controller, inner, by_tensor), "solve", field)
         assert method.dense is not None
         self.polynomials = weights_by_power(method.dense)
         self._backward: dict[Any, CompiledGraph] = {}
@@ -95,7 +96,8 @@ def find_compiled_solve(problem: InitialValueProblem, plan: SolvePlan, keep: boo
     Raises ValueError if f or a constant in args is not hashable.
     """
     inner = len(problem.times) > 2 or plan.dense
-    solve: CompiledSolve = _find(CompiledSolve, problem, plan, plan.controller, inner, keep or inner)
+    by_tensor = isinstance(plan.norm, LargestRms)
+    solve: CompiledSolve = _find(CompiledSolve, problem, plan, plan.controller, inner, by_tensor, keep or inner)
     return solve
 
 

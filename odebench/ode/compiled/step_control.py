@@ -6,7 +6,7 @@ The rules are those of ``odebench.ode.integrate`` and ``odebench.ode.control``, 
 import enum
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -100,24 +100,32 @@ def next_step(
 
 
 def first_step_size(
-    field: Field, t: Tensor, y: Tensor, f: Tensor, args: list[Tensor], span: Tensor, order: int, tolerance: Tensor
+    field: Field,
+    t: Tensor,
+    y: Tensor,
+    f: Tensor,
+    args: list[Tensor],
+    span: Tensor,
+    order: int,
+    tolerance: Tensor,
+    norm: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Tensor]:
     """The size of the first step as ``odebench.ode.control.first_step`` chooses it, and its number of evaluations.
 
-    f: its value [N] at t and y [N]. span: the signed time to the end.
+    f: its value [N] at t and y [N]. span: the signed time to the end. norm: of a scaled error.
     """
 
     rtol, atol = tolerance.unbind()
     scale = (atol + rtol * y.abs()).clamp_min(torch.finfo(y.dtype).tiny)
-    d0, d1 = root_mean_square(y / scale), root_mean_square(f / scale)
+    d0, d1 = norm(y / scale), norm(f / scale)
     h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1)
     usable = h0.isfinite() & (h0 != 0)
     h0 = torch.minimum(h0, span.abs())
     signed = torch.sign(span) * h0
     f1 = field.at(t + signed, y + signed.to(y.dtype) * f, args)
     # fmax and fmin, as comparisons with NaN are false in ``first_step``.
-    steepest = torch.fmax(d1, root_mean_square((f1 - f) / scale) / h0)
+    steepest = torch.fmax(d1, norm((f1 - f) / scale) / h0)
     h1 = torch.where(steepest <= 1e-15, (h0 * 1e-3).clamp_min(1e-6), (0.01 / steepest) ** (1 / order))
     h = torch.fmin(100 * h0, h1)
-    zero_if_finite = root_mean_square(f * 0) + torch.where(usable, root_mean_square(f1 * 0), root_mean_square(y * 0))
+    zero_if_finite = norm(f * 0) + torch.where(usable, norm(f1 * 0), norm(y * 0))
     return torch.where(usable & (h != 0), h, zero_if_finite), usable.to(torch.int64)

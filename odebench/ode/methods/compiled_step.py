@@ -112,7 +112,12 @@ def own_code(function: Any) -> Callable[..., Any]:
 
 
 def scaled_error_norm(error: Tensor, y: Tensor, y_next: Tensor, tolerance: Tensor) -> Tensor:
-    """Return the root mean square of an error [N] in units of the tolerance.
+    """Return the root mean square of an error [N] in units of the tolerance; see ``scaled_error``."""
+    return torch.linalg.vector_norm(scaled_error(error, y, y_next, tolerance)) / math.sqrt(max(y.numel(), 1))
+
+
+def scaled_error(error: Tensor, y: Tensor, y_next: Tensor, tolerance: Tensor) -> Tensor:
+    """Return an error [N] in units of the tolerance.
 
     y, y_next: the states at both ends of the step. tolerance: rtol and atol, [2], or [2, N] for each component.
     """
@@ -121,7 +126,7 @@ def scaled_error_norm(error: Tensor, y: Tensor, y_next: Tensor, tolerance: Tenso
     scale = atol + rtol * size
     if tolerance.dim() == 1:
         scale = scale.clamp_min(torch.finfo(tolerance.dtype).tiny)
-    return torch.linalg.vector_norm(error / scale) / math.sqrt(max(y.numel(), 1))
+    return error / scale
 
 
 def weighted_sum(weights: Sequence[float], stages: Sequence[Tensor]) -> Any:
