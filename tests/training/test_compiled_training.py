@@ -74,9 +74,12 @@ def train_steps(words, num=3):
     return metrics
 
 
-@pytest.mark.parametrize("name", TRAININGS)
-def test_every_task_trains_as_without_compiling(uncompiled, name):
-    words = [*TRAININGS[name], "gradient=backprop"]
+@pytest.mark.parametrize(
+    ("name", "gradient"),
+    [*((name, "backprop") for name in TRAININGS), *((name, "adjoint") for name in ("cnf", "hutchinson", "events"))],
+)
+def test_every_task_trains_as_without_compiling(uncompiled, name, gradient):
+    words = [*TRAININGS[name], f"gradient={gradient}"]
     eager = train_steps(words)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="compile=")
