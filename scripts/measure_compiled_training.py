@@ -11,10 +11,10 @@ idle machine and 35 minutes. Writes docs/results/compiled_training.*.csv and doc
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -89,10 +89,8 @@ def run_row(arguments: argparse.Namespace, name: str, variant: str, cache: str) 
         limits = ["--steps", str(arguments.steps), "--seconds", str(arguments.seconds)]
         folder = arguments.folder / f"cache_{name.replace('/', '_')}_{variant}"
         if cache == "cold":
-            folder = Path(tempfile.mkdtemp(dir=arguments.folder))
+            shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([*command, *limits], check=True, env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(folder)})
-        if cache == "cold":
-            folder.rename(arguments.folder / f"cache_{name.replace('/', '_')}_{variant}")
         file.with_suffix(".part").rename(file)
     row = json.loads(file.read_text(encoding="utf-8"))
     print({key: row[key] for key in ("first_steps_s", "step_ms", "reason") if key in row}, flush=True)
