@@ -173,6 +173,19 @@ def test_a_failed_backward_solve_raises_the_eager_error(uncompiled, f, options):
     assert ends[0] == pytest.approx(ends[1], rel=1e-4, nan_ok=True)
 
 
+@pytest.mark.parametrize(("mode", "num_buffers"), [("adjoint", 1), ("interpolated_adjoint", 5)])
+def test_memory_of_the_adjoint_does_not_grow_with_the_steps(uncompiled, monkeypatch, mode, num_buffers):
+    made, make = [], compiled_run.StepBuffers
+    monkeypatch.setattr(compiled_run, "StepBuffers", lambda *size: made.append(size) or make(*size))
+    monkeypatch.setattr(compiled_run, "MAX_ROWS", 7)
+    compiled_run._compiled_solve.cache_clear()
+    field, (y0, scale) = Network(), start()
+    solution = solve(field, y0, (0.0, 3.0, 9.0), args=(scale,), max_step=0.3, gradient=mode, compile="solve")
+    assert 28 < solution.stats.accepted <= 35
+    assert len(made) == num_buffers
+    compiled_run._compiled_solve.cache_clear()
+
+
 def test_a_graph_is_used_twice_only_if_retained(uncompiled):
     field, (y0, scale) = Network(), start()
     found = []

@@ -159,7 +159,7 @@ def run_compiled(
         solve.forward.refuse(NO_PARAMETER)
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         check_field(problem, solve)
-        return _run(problem, plan, solve, problem.y0.detach())
+        return _run(problem, plan, solve, problem.y0.detach(), keep or plan.dense)
 
 
 def run_fixed(problem: InitialValueProblem, plan: SolvePlan) -> IntegrationResult:
@@ -199,7 +199,7 @@ def _check_evaluation(problem: InitialValueProblem, solve: CompiledSolve | Fixed
         solve.forward.refuse(f"f changes {changed[0]} in each evaluation; a compiled solve evaluates no Python")
 
 
-def _run(problem: InitialValueProblem, plan: SolvePlan, solve: CompiledSolve, y: Tensor) -> CompiledRun:
+def _run(problem: InitialValueProblem, plan: SolvePlan, solve: CompiledSolve, y: Tensor, keep: bool) -> CompiledRun:
     assert plan.tolerance is not None
     t, end = problem.times[0], problem.times[-1]
     h, ratio, past, attempts = plan.first_step or math.nan, math.nan, [1.0, 1.0], 0
@@ -210,8 +210,9 @@ def _run(problem: InitialValueProblem, plan: SolvePlan, solve: CompiledSolve, y:
     states = constant((0.0,), y.dtype, y.device).expand(len(times), y.numel())
     chunks: list[StoredSteps] = []
     stops = plan.stop_times(t, end)
+    buffers = solve.buffers(y)
     while True:
-        buffers, start = solve.buffers(y), t
+        start = t
         left = [stops[0], end - t, direction, *bounds, plan.max_steps - attempts]
         numbers = torch.tensor([t, h, ratio, *past, *left], dtype=torch.float64)
         y, states, *weights, info = solve.forward(
@@ -226,6 +227,8 @@ def _run(problem: InitialValueProblem, plan: SolvePlan, solve: CompiledSolve, y:
             stops.pop(0)
         if not stops or state not in (LoopState.finished, LoopState.full):
             break
+        if keep:
+            buffers = solve.buffers(y)
     _count(problem, plan, solve, chunks, attempts)
     if attempts and solve.method.last_differences:
         problem.stats.stiffness = slope_norm / state_norm if state_norm > 0 else 0.0
