@@ -13,7 +13,7 @@ from compiled_solves import Network, assert_equal, both, needs_compiler
 from torch import nn
 
 from odebench.ode import solve
-from odebench.ode.compiled import fast_math
+from odebench.ode.compiled import fast_math, graph
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning:torch"
@@ -138,6 +138,17 @@ def test_fast_math_compiled_by_inductor():
     assert not torch.equal(fast, eager)
     gradients = [torch.autograd.grad(y.sum(), (y0, *field.net.parameters())) for y in (fast, eager)]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_further_sizes_compiled_by_inductor(monkeypatch):
+    monkeypatch.setattr(graph, "STATIC_SIZES", 1)
+    field, scale = Network(), torch.tensor(1.5, dtype=torch.float64)
+    for rows in (3, 5, 4):
+        y0 = torch.linspace(-1, 1, 2 * rows, dtype=torch.float64).reshape(rows, 2).requires_grad_()
+        times = (0.0, 0.3, 1.0)
+        assert_equal(*both(field, y0, times, (scale,), field.parameters(), method="bosh3", rtol=1e-3, atol=1e-3))
 
 
 # A solve in a process of its own: its last state, and how many graphs torch found on disk and how many it compiled.
