@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 Loop = Callable[..., Any]
 
-# torch 2.11 refuses loops that write to tensors; 2.12 was not tried.
+# torch 2.12 refuses loops that write to tensors.
 OLDEST_TORCH = "2.13"
 # This many sizes get code of their own, with more products inlined by fast math; all further sizes share code.
 STATIC_SIZES = 2
