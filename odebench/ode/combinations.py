@@ -104,17 +104,17 @@ def _of_compiled_solve(c: Combination) -> Conflict | None:
         return None
     if c.gradient not in COMPILED_SOLVE_GRADIENTS:
         remedy = f"choose gradient={' or gradient='.join(COMPILED_SOLVE_GRADIENTS)}, or leave compile out"
-        return Conflict(("compile", "gradient"), f"the whole solve has no gradient={c.gradient}", remedy)
+        return Conflict(("compile", "gradient"), f"a compiled solve has no gradient={c.gradient}", remedy)
     if c.stepping != "shared":
-        reason = f"the whole solve has no stepping={c.stepping}"
+        reason = f"a compiled solve has no stepping={c.stepping}"
         return Conflict(("compile", "stepping"), reason, "choose stepping=shared, or leave compile out")
     if c.checkpoints is not None:
-        reason = "the whole solve stores every step"
+        reason = "a compiled solve stores every step"
         return Conflict(("compile", "checkpoints"), reason, "leave checkpoints out, or choose compile=step")
     for argument in ("event", "dense", "group") if c.fixed else ("event", "group"):
         if getattr(c, argument):
             where = " at fixed steps" if argument == "dense" else ""
-            reason = f"the whole solve has no {_WORDS.get(argument, argument)}{where}"
+            reason = f"a compiled solve has no {_WORDS.get(argument, argument)}{where}"
             return Conflict(("compile", argument), reason, "leave it out, or choose compile=step")
     return _of_compiled_adjoint(c) if "adjoint" in c.gradient else None
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from odebench.ode.arguments import as_compile, as_finite_times, as_number, as_positive, as_positive_integer, short_repr
-from odebench.ode.compiled.run import modules_of
 from odebench.ode.control import Controller, LargestRms, Norm, Tolerance, rms
 from odebench.ode.integrate import Observer
 from odebench.ode.methods import METHODS, Method
@@ -31,6 +29,7 @@ from odebench.ode.plan import (
 )
 from odebench.ode.problem import InitialValueProblem, check_state
 from odebench.ode.solving import check_plan
+from odebench.ode.torchdiffeq_field import CoercedField, compiled_field
 
 # torchdiffeq takes fixed steps with these methods, whether or not they have an error estimate here.
 FIXED_STEPS = frozenset(
@@ -120,57 +119,11 @@ def make_problem(
         raise TypeError(f"func must be callable as func(t, y), got {short_repr(func)}")
     check_state([*y0] if isinstance(y0, tuple) else [y0])
     like = tuple((part.shape, part.dtype) for part in (y0 if isinstance(y0, tuple) else (y0,)))
-    coerced = (_compiled_field if compiles else _CoercedField)(func, isinstance(y0, tuple), like)
+    coerced = (compiled_field if compiles else CoercedField)(func, isinstance(y0, tuple), like)
     field = coerced if parameters_known or isinstance(func, nn.Module) else coerced.forward
     problem = InitialValueProblem(field, y0, t, ())
     problem.report_noise, problem.buffered = report_noise, buffered
     return problem
-
-
-class _CoercedField(nn.Module):
-    """A wrapper of func that converts those results that torchdiffeq accepts to the shapes and dtype of the state.
-
-    These are results of another dtype, tensors of a tuple in another shape with the same number of elements, and a
-    tensor whose shape broadcasts to that of the state.
-    """
-
-    def __init__(
-        self, func: Callable[..., Any], is_tuple: bool, like: tuple[tuple[torch.Size, torch.dtype], ...]
-    ) -> None:
-        super().__init__()
-        self.func, self._tuple, self._like = func, is_tuple, like
-
-    def forward(self, t: Tensor, y: Any) -> Any:
-        """Return dy/dt in the structure, shapes and dtype of y, if possible; InitialValueProblem refuses the rest."""
-        rate = self.func(t, y)
-        if self._tuple:
-            if len(rate) != len(self._like):
-                return rate
-            # torchdiffeq joins the tensors into one vector: a single number broadcasts to it.
-            broadcast = len(rate) == 1 and rate[0].numel() == 1
-            return tuple(_coerce(part, *like, True, broadcast) for part, like in zip(rate, self._like, strict=True))
-        return _coerce(rate, *self._like[0], False, True) if isinstance(rate, Tensor) else rate
-
-
-@functools.lru_cache(maxsize=64)
-def _compiled_field(func: Callable[..., Any], *like: Any) -> _CoercedField:
-    """Make a field that also owns the modules that func refers to, whose parameters a compiled solve has as inputs."""
-    field = _CoercedField(func, *like)
-    field.referenced = nn.ModuleList([] if isinstance(func, nn.Module) else modules_of([func]))
-    return field
-
-
-def _coerce(rate: Tensor, shape: torch.Size, dtype: torch.dtype, by_elements: bool, broadcast: bool) -> Tensor:
-    if by_elements and rate.shape != shape and rate.numel() == shape.numel():
-        rate = rate.reshape(shape)
-    elif broadcast and rate.shape != shape and _broadcasts(rate.shape, shape):
-        rate = rate.view(rate.shape[max(0, rate.dim() - len(shape)) :]).expand(shape)
-    return rate if rate.dtype == dtype or rate.is_complex() else rate.to(dtype)
-
-
-def _broadcasts(small: torch.Size, large: torch.Size) -> bool:
-    """Return whether ``small`` broadcasts to ``large``, which may have fewer dimensions if the first ones are 1."""
-    return all(s in (1, n) for s, n in itertools.zip_longest(reversed(small), reversed(large), fillvalue=1))
 
 
 def _find_method(name: str | None, options: dict[str, Any]) -> Method:

@@ -179,9 +179,9 @@ INVALID = {
     "only backward solves by explicit Runge-Kutta methods compile, not those by gl4; leave it out, or choose "
     "gradient.method=dopri5",
     "solver.compile=solve gradient=backprop solver.stepping=per_sample": "solver.compile=solve: "
-    "the whole solve has no solver.stepping=per_sample; choose solver.stepping=shared, or leave compile out",
+    "a compiled solve has no solver.stepping=per_sample; choose solver.stepping=shared, or leave compile out",
     "solver.compile=solve gradient=backprop solver.sync_steps=true": "solver.compile=solve: "
-    "the whole solve has no group of processes; leave it out, or choose solver.compile=step",
+    "a compiled solve has no group of processes; leave it out, or choose solver.compile=step",
     "solver.compile_math=quick": "solver.compile_math=quick: must be exact or fast",
     "solver.compile_math=fast solver.compile=step": "solver.compile_math=fast: "
     "only whole solves are compiled with other math; leave it out, or choose solver.compile=solve",

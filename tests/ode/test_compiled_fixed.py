@@ -170,7 +170,7 @@ def test_noise_and_errors_of_f(uncompiled):
 @pytest.mark.parametrize("argument", ["event", "dense"])
 def test_choices_that_are_refused(argument):
     options = {"event": {"event": lambda t, y: y[0]}, "dense": {"dense": True}}[argument]
-    with pytest.raises(ValueError, match=f"the whole solve has no {argument}"):
+    with pytest.raises(ValueError, match=f"a compiled solve has no {argument}"):
         solve(lambda t, y: -y, torch.ones(2), (0.0, 1.0), method="rk4", steps=4, compile="solve", **options)
 
 

@@ -338,7 +338,7 @@ def test_choices_that_compiled_solves_refuse():
         odeint(func, y0, t, method="rk4", options={**options, "step_size": 0.3, "interp": "cubic"})
     with pytest.raises(ValueError, match="knows no norm functions; leave options"):
         odeint(func, y0, t, options={**options, "norm": torch.linalg.norm})
-    with pytest.raises(ValueError, match="the whole solve has no event"):
+    with pytest.raises(ValueError, match="a compiled solve has no event"):
         odeint(func, y0, t, options=options, event_fn=lambda t, y: y[0] - 0.5)
     func.callback_step = lambda t, y, dt: None
     with pytest.raises(ValueError, match=r"options\['compile'\]='solve' calls no callbacks"):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
-from odebench.ode.compiled.field import Field, FieldModule, rate_of_inputs, slots_of
+from odebench.ode.compiled.field import FieldModule, GraphField, rate_of_inputs, slots_of
 from odebench.ode.compiled.graph import loop
 from odebench.ode.compiled.step_control import (
     STEP_COLUMNS,
@@ -74,7 +74,7 @@ class AdjointLoop(NamedTuple):
     num_states: 2 for y and the adjoint, 1 for the adjoint. num_parts: with the gradients of the targets, if ``full``.
     """
 
-    field: Field
+    field: GraphField
     module: FieldModule
     slots: Any
     choices: AdjointChoices
@@ -241,7 +241,7 @@ class AdjointLoop(NamedTuple):
 
 
 def make_adjoint(
-    field: Field, module: FieldModule, choices: AdjointChoices
+    field: GraphField, module: FieldModule, choices: AdjointChoices
 ) -> Callable[..., tuple[list[Tensor], list[Tensor], Tensor, Tensor]]:
     """The function ``backward`` below."""
     # Computing cached properties inside would break the graph.

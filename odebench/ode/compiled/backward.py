@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
-from odebench.ode.compiled.field import Field, FieldModule, rate_of_inputs, slots_of
+from odebench.ode.compiled.field import FieldModule, GraphField, rate_of_inputs, slots_of
 from odebench.ode.compiled.forward import LoopStages
 from odebench.ode.compiled.graph import loop
 from odebench.ode.methods.compiled_step import weighted_sum
@@ -14,7 +14,12 @@ from odebench.ode.methods.tableau import Tableau
 
 
 def make_backward(
-    field: Field, module: FieldModule, method: Tableau, inner: bool, names: tuple[str, ...], arg_idx: tuple[int, ...]
+    field: GraphField,
+    module: FieldModule,
+    method: Tableau,
+    inner: bool,
+    names: tuple[str, ...],
+    arg_idx: tuple[int, ...],
 ) -> Callable[..., tuple[Tensor, ...]]:
     """The function ``backward`` below.
 

@@ -11,7 +11,7 @@ from odebench.ode.noise import referenced_objects
 from odebench.ode.problem import StateLayout
 
 
-class Field(NamedTuple):
+class GraphField(NamedTuple):
     """f on flat states inside a graph. one_sided, math: see ``SolvePlan`` (``compile_math``)."""
 
     f: Callable[..., Any]

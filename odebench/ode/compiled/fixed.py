@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
-from odebench.ode.compiled.field import Field, FieldModule, rate_of_inputs, slots_of
+from odebench.ode.compiled.field import FieldModule, GraphField, rate_of_inputs, slots_of
 from odebench.ode.compiled.graph import loop
 from odebench.ode.methods.compiled_step import weighted_sum
 from odebench.ode.methods.tableau import Tableau
 
 
-def make_fixed_forward(field: Field, method: Tableau) -> Callable[..., Tensor]:
+def make_fixed_forward(field: GraphField, method: Tableau) -> Callable[..., Tensor]:
     """The function ``solve`` below."""
     layout = field.layout
     _ = layout.is_tensor, layout.is_tuple, layout.view_shape
@@ -43,7 +43,7 @@ def make_fixed_forward(field: Field, method: Tableau) -> Callable[..., Tensor]:
 
 
 def make_fixed_backward(
-    field: Field,
+    field: GraphField,
     module: FieldModule,
     method: Tableau,
     names: tuple[str, ...],
@@ -106,7 +106,7 @@ def make_fixed_backward(
 
 
 def take_step(
-    field: Field, method: Tableau, rate: Callable[[Tensor, Tensor], Tensor], t: Tensor, t_next: Tensor, y: Tensor
+    field: GraphField, method: Tableau, rate: Callable[[Tensor, Tensor], Tensor], t: Tensor, t_next: Tensor, y: Tensor
 ) -> Tensor:
     """The state [N] at t_next after a step from y [N] at t. rate: f(t, y) [N] at a time from ``field.time``."""
     h = t_next - t

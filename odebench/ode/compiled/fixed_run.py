@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from odebench.ode.compiled.field import Field, FieldModule, UsedParameters
+from odebench.ode.compiled.field import FieldModule, GraphField, UsedParameters
 from odebench.ode.compiled.fixed import make_fixed_backward, make_fixed_forward
 from odebench.ode.compiled.graph import CompiledGraph, NotCompiledError
 from odebench.ode.integrate import IntegrationResult, grid_with_stops
@@ -29,7 +29,7 @@ class FixedGraphs:
     modules: those that f refers to. is_checked, used: see ``CompiledSolve``.
     """
 
-    def __init__(self, field: Field, modules: Sequence[nn.Module], method: Tableau) -> None:
+    def __init__(self, field: GraphField, modules: Sequence[nn.Module], method: Tableau) -> None:
         self._field, self._method = field, method
         self.module, self.is_checked = FieldModule(field.f, modules), False
         self.used: UsedParameters | None = None

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from odebench.ode.compiled.field import Field
+from odebench.ode.compiled.field import GraphField
 from odebench.ode.compiled.graph import loop
 from odebench.ode.compiled.step_control import (
     LoopState,
@@ -79,7 +79,7 @@ class Numbers(NamedTuple):
         return cls(start, first_step, ratio, past, end, span, direction, StepBounds(*bounds), max_steps)
 
 
-class Progress(NamedTuple):
+class LoopProgress(NamedTuple):
     """The scalars that the loop carries from step to step, in one tensor.
 
     state: a ``LoopState``. n: steps stored. row: of the last attempt; -1 before. attempts: steps tried.
@@ -98,7 +98,7 @@ class Progress(NamedTuple):
     past: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, packed: Tensor) -> "Progress":
+    def of(cls, packed: Tensor) -> "LoopProgress":
         """packed: see ``packed``."""
         state, n, row, attempts, t, h, step, ratio, *past = packed.unbind()
         return cls(state, n, row, attempts, t, h, step, ratio, tuple(past))
@@ -118,7 +118,7 @@ class AdaptiveLoop(NamedTuple):
     kept [rows, S + 1, N] or [1, S + 1, N]: overwritten with y and the stages of each, or of the last attempt.
     """
 
-    field: Field
+    field: GraphField
     args: list[Tensor]
     stages: LoopStages
     order: int
@@ -172,9 +172,9 @@ class AdaptiveLoop(NamedTuple):
         return y_next, ks
 
     def attempt(self, progress: Tensor, y: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Try a step from y [N], where f is k [N]; return all three after it. progress: see ``Progress``."""
+        """Try a step from y [N], where f is k [N]; return all three after it. progress: see ``LoopProgress``."""
         given, kept = Numbers.of(self.numbers), self.kept
-        _, n, _, attempts, t, h, step, _, past = Progress.of(progress)
+        _, n, _, attempts, t, h, step, _, past = LoopProgress.of(progress)
         at_end = step == (given.end - t).abs()
         signed = given.direction * step
         y_next, ks = self.stages_of_step(t, signed, y, k, given.direction)
@@ -192,26 +192,26 @@ class AdaptiveLoop(NamedTuple):
         finished = accepted & at_end
         state = torch.where(finished, int(LoopState.finished), state)
         h_next = torch.where(finished, h_next, h_fitted)
-        progress = Progress(state, n_next, n, attempts, t_next, h_next, step_next, ratio, past).packed()
+        progress = LoopProgress(state, n_next, n, attempts, t_next, h_next, step_next, ratio, past).packed()
         return progress, torch.where(accepted, y_next, y), torch.where(accepted, ks[self.stages.end], k)
 
-    def run(self, y: Tensor, k: Tensor, h: Tensor) -> tuple[Progress, Tensor]:
+    def run(self, y: Tensor, k: Tensor, h: Tensor) -> tuple[LoopProgress, Tensor]:
         """Step from y [N], where f is k, with a first step of size h; return the progress and y at the end."""
         given, zero = Numbers.of(self.numbers), torch.zeros((), dtype=torch.float64)
         h, step, state = self.fit(given, given.start, h, zero, zero)
         state = torch.where(h.isnan(), int(LoopState.non_finite), state)
         past = given.past if self.controller.proportional or self.controller.derivative else ()
-        progress = Progress(state, zero, zero - 1, zero, given.start, h, step, given.ratio, past)
+        progress = LoopProgress(state, zero, zero - 1, zero, given.start, h, step, given.ratio, past)
 
         def is_running(progress: Tensor, y: Tensor, k: Tensor) -> Tensor:
             return progress[0] == int(LoopState.running)
 
         packed, y, _ = loop(is_running, self.attempt, (progress.packed(), y.clone(), k.clone()))
-        return Progress.of(packed), y
+        return LoopProgress.of(packed), y
 
 
 def make_forward(
-    field: Field, method: Tableau, controller: Controller, inner: bool, by_tensor: bool
+    field: GraphField, method: Tableau, controller: Controller, inner: bool, by_tensor: bool
 ) -> Callable[..., tuple[Tensor, ...]]:
     """The function ``solve`` below.
 
@@ -238,7 +238,7 @@ def make_forward(
         polynomials: see ``output_weights``. states [T, N]: those of earlier calls. steps, kept: see ``AdaptiveLoop``.
 
         Returns y at the end; the states [T, N], NaN at times not reached; what ``output_weights`` returns; and [13] the
-        ``Progress``, with two ratios of accepted steps for each controller, the evaluations of the search, and the
+        ``LoopProgress``, with two ratios of accepted steps for each controller, the evaluations of the search, and the
         norms of the differences between the last two slopes and between their states.
         """
         given = Numbers.of(numbers)

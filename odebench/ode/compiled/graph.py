@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from odebench.ode.compiled.fast_math import compile_with_fast_math
-from odebench.ode.compiled.field import Field
+from odebench.ode.compiled.field import GraphField
 from odebench.ode.methods.compiled_step import own_code
 from odebench.ode.problem import StateLayout
 
@@ -105,7 +105,7 @@ class CompiledGraph:
 
     without_compiler = False
 
-    def __init__(self, function: Callable[..., Any], kind: str, field: Field) -> None:
+    def __init__(self, function: Callable[..., Any], kind: str, field: GraphField) -> None:
         self.function, self._kind, self._field = function, kind, field
         self._static: dict[tuple[torch.Size, ...], _Code] = {}
         self._shared = _Code(function, field.math, f"{kind} for inputs of any size")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from odebench.ode.compiled.adjoint import AdjointChoices, make_adjoint
 from odebench.ode.compiled.backward import make_backward
-from odebench.ode.compiled.field import Field, FieldModule, UsedParameters, modules_of, names_of
+from odebench.ode.compiled.field import FieldModule, GraphField, UsedParameters, modules_of, names_of
 from odebench.ode.compiled.fixed_run import FixedGraphs, FixedSolve
 from odebench.ode.compiled.forward import LoopStages, make_forward
 from odebench.ode.compiled.graph import CompiledGraph, for_any_batch
@@ -44,7 +44,7 @@ class CompiledSolve:
 
     def __init__(
         self,
-        field: Field,
+        field: GraphField,
         modules: Sequence[nn.Module],
         method: Tableau,
         controller: Controller,
@@ -112,7 +112,7 @@ def _find(kind: Callable[..., Any], problem: InitialValueProblem, plan: SolvePla
     # The parameters of a module f are found in each solve.
     modules = () if isinstance(f, nn.Module) else modules_of([f])
     try:
-        field = Field(f, for_any_batch(problem.layout), plan.one_sided, plan.compile_math)
+        field = GraphField(f, for_any_batch(problem.layout), plan.one_sided, plan.compile_math)
         return _compiled_solve(kind, field, modules, plan.method, *choices)
     except TypeError as error:
         raise ValueError(f"compile='solve': f and the constants in args must be hashable ({error})") from error

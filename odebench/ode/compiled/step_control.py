@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from odebench.ode.compiled.field import Field
+from odebench.ode.compiled.field import GraphField
 from odebench.ode.control import END_STRETCH, SMALLEST_RATIO, Controller, Tolerance, step_factors
 from odebench.ode.transfer import constant
 
@@ -100,7 +100,7 @@ def next_step(
 
 
 def first_step_size(
-    field: Field,
+    field: GraphField,
     t: Tensor,
     y: Tensor,
     f: Tensor,
