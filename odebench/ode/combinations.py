@@ -124,10 +124,9 @@ def _of_compiled_adjoint(c: Combination) -> Conflict | None:
     if not isinstance(backward, Tableau):
         reason = f"only backward solves by explicit Runge-Kutta methods compile, not those by {backward.name}"
         return Conflict(("compile", "adjoint_method"), reason, "leave it out, or choose adjoint_method=dopri5")
-    if c.fixed or c.adjoint_steps is not None:
-        reason = "the backward solve of the adjoint has no fixed steps"
-        blamed = "steps" if c.fixed else "adjoint_steps"
-        return Conflict(("compile", blamed), reason, "leave it out, or choose compile=step")
+    if c.fixed and c.gradient == "interpolated_adjoint":
+        reason = f"a compiled solve has no gradient={c.gradient} at fixed steps"
+        return Conflict(("compile", "gradient", "steps"), reason, "choose gradient=adjoint, or leave compile out")
     return None
 
 

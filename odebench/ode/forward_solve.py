@@ -7,7 +7,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from odebench.ode.compiled.graph import NotCompiledError
-from odebench.ode.compiled.run import run_compiled, run_fixed
+from odebench.ode.compiled.run import run_solve
 from odebench.ode.events import EventDetector
 from odebench.ode.integrate import IntegrationResult, Observer, integrate
 from odebench.ode.methods.stepper import Field
@@ -36,8 +36,8 @@ class ForwardSolve:
         f: the value [N] of the field at the first time, if it was evaluated already.
         observers: further observers of the steps.
         """
-        result = self.compiled(run_fixed if self.plan.grid else _run_adaptive, f is not None)
-        return self.eager_result(field, f, *observers) if result is None else result
+        run = self.compiled(run_solve, f is not None)
+        return self.eager_result(field, f, *observers) if run is None else run.result
 
     def compiled(self, run: Callable[[InitialValueProblem, SolvePlan], T], evaluated: bool) -> T | None:
         """The result of run(problem, plan), a compiled loop; None if that is not wanted or not possible.
@@ -69,7 +69,3 @@ class ForwardSolve:
             observers=(*self.observers, *observers),
             detector=self.detector,
         )
-
-
-def _run_adaptive(problem: InitialValueProblem, plan: SolvePlan) -> IntegrationResult:
-    return run_compiled(problem, plan).result

@@ -68,6 +68,22 @@ def assert_equal(eager, compiled, tolerance=1e-9):
     assert ends[0] == pytest.approx(ends[1], **loose)
 
 
+def assert_equal_backward(eager, compiled, tolerance=1e-9):
+    """Compare the solutions, gradients, and the statistics of both passes."""
+    assert_equal(eager, compiled, tolerance)
+    theirs, ours = (solution.stats.backward for solution, _ in (eager, compiled))
+    assert (ours.nfe, ours.accepted, ours.rejected) == (theirs.nfe, theirs.accepted, theirs.rejected)
+    assert ours.start == theirs.start
+    # The error is a difference of nearly equal numbers.
+    loose = {"rel": 1e5 * tolerance, "abs": 1e5 * tolerance}
+    assert ours.step_sizes == pytest.approx(theirs.step_sizes, **loose)
+    assert ours.error_ratios == pytest.approx(theirs.error_ratios, **loose)
+    if theirs.warm_step is None:  # fixed steps
+        assert ours.warm_step is None
+    else:
+        assert ours.warm_step == pytest.approx(theirs.warm_step, **loose)
+
+
 def start(requires_grad=True, dtype=torch.float64):
     y0 = torch.linspace(-1, 1, 6, dtype=dtype).reshape(3, 2).requires_grad_(requires_grad)
     return y0, torch.tensor(1.5, dtype=dtype, requires_grad=requires_grad)

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from compiled_solves import Network, assert_equal, both, needs_compiler, start
+from compiled_solves import Network, assert_equal_backward, both, needs_compiler, start
 from torch import nn
 
 from odebench.ode import METHODS, Adjoint, InterpolatedAdjoint, SolveError, Tableau, solve
@@ -19,19 +19,6 @@ pytestmark = pytest.mark.filterwarnings(
 )
 TIGHT = Adjoint(rtol=0.0, atol=1e-17)
 TIMES = [(0.0, 2.0), (0.0, 0.1, 0.15, 1.0, 2.0), (2.0, 1.5, 0.0)]
-
-
-def assert_equal_backward(eager, compiled, tolerance=1e-9):
-    """Compare the solutions, gradients, and the statistics of both passes."""
-    assert_equal(eager, compiled, tolerance)
-    theirs, ours = (solution.stats.backward for solution, _ in (eager, compiled))
-    assert (ours.nfe, ours.accepted, ours.rejected) == (theirs.nfe, theirs.accepted, theirs.rejected)
-    assert ours.start == theirs.start
-    # The error is a difference of nearly equal numbers.
-    loose = {"rel": 1e5 * tolerance, "abs": 1e5 * tolerance}
-    assert ours.step_sizes == pytest.approx(theirs.step_sizes, **loose)
-    assert ours.error_ratios == pytest.approx(theirs.error_ratios, **loose)
-    assert ours.warm_step == pytest.approx(theirs.warm_step, **loose)
 
 
 @pytest.mark.parametrize("times", TIMES, ids=["ends", "in", "back"])

@@ -116,7 +116,7 @@ class AdjointLoop(NamedTuple):
         method, choices, direction = self.choices.method, self.choices, self.numbers[4]
         inward = {0.0: direction, 1.0: -direction}.get(method.c[j])
         time, a = self.field.time(t, states[0], inward), states[-1]
-        y = _interpolate(time, direction, *self.path) if choices.interpolates else states[0]
+        y = interpolate(time, direction, *self.path) if choices.interpolates else states[0]
         rate = rate_of_inputs(self.module, self.field.layout, self.slots, choices.arg_idx, time, self.args)
         error = method.error or ()
         if method.b[j] != 0 or (choices.full and error[j] != 0):
@@ -299,7 +299,7 @@ def _at(table: Tensor, i: Tensor) -> Tensor:
     return table.index_select(0, i.to(torch.int64).reshape(1))[0]
 
 
-def _interpolate(
+def interpolate(
     time: Tensor, direction: Tensor, span: Tensor, starts: Tensor, kept: Tensor, polynomials: Tensor
 ) -> Tensor:
     """y [N] at a time as f gets it, which the backward solve reaches; for the tables see ``CompiledRun.path``.

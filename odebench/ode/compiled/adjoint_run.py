@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from odebench.ode.compiled.adjoint import AdjointChoices
+from odebench.ode.compiled.adjoint import AdjointChoices, make_adjoint
 from odebench.ode.compiled.graph import CompiledGraph
 from odebench.ode.compiled.outputs import padded_length
 from odebench.ode.compiled.step_control import LoopState, tolerance_tensor
@@ -95,13 +95,13 @@ def run_adjoint(
 ) -> tuple[Tensor, SolveOutcome]:
     """Return dL/dy [N] at the first time, and how the solve ended; add the gradients of the targets to ``totals``.
 
-    find_graph: finds the graph for choices and the numbers of rows of tables. plan: of the backward solve, with a
-        first step. Raises NotCompiledError if torch cannot compile the graph.
+    find_graph: finds the graph for the function that makes it, choices and the numbers of rows of tables.
+    plan: of the backward solve, with a first step. Raises NotCompiledError if torch cannot compile the graph.
     """
     assert plan.tolerance is not None
     a, (stops, tables) = start.a, start.tables(plan)
     last = len(stops) - 1
-    graph = find_graph(choices, *map(len, (tables[0], *path[1:2])))
+    graph = find_graph(make_adjoint, choices, *map(len, (tables[0], *path[1:2])))
     if choices.full and any(x.is_complex() for x in totals):
         graph.refuse("norm='full' needs real parameters and arguments")
     # A graph takes no two views of one tensor.

@@ -3,7 +3,7 @@
 import bisect
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -47,6 +47,13 @@ class FixedGraphs:
         if key not in self._backward:
             function = make_fixed_backward(self._field, self.module, self._method, names, arg_idx, moves)
             self._backward[key] = CompiledGraph(function, "gradient", self._field)
+        return self._backward[key]
+
+    def adjoint(self, make: Callable[..., Any], choices: NamedTuple, *lengths: int) -> CompiledGraph:
+        """The graph of a continuous adjoint; see ``CompiledSolve.adjoint``."""
+        key = (choices, lengths)
+        if key not in self._backward:
+            self._backward[key] = CompiledGraph(make(self._field, self.module, choices), "gradient", self._field)
         return self._backward[key]
 
 

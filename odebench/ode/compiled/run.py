@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from odebench.ode.compiled.adjoint import AdjointChoices, make_adjoint
 from odebench.ode.compiled.backward import make_backward
 from odebench.ode.compiled.field import FieldModule, GraphField, UsedParameters, modules_of, names_of
 from odebench.ode.compiled.fixed_run import FixedGraphs, FixedSolve
@@ -70,11 +69,14 @@ class CompiledSolve:
             self._backward[key] = CompiledGraph(function, "gradient", self.field)
         return self._backward[key]
 
-    def adjoint(self, choices: AdjointChoices, *lengths: int) -> CompiledGraph:
-        """The graph of the continuous adjoint for tables of these padded lengths."""
+    def adjoint(self, make: Callable[..., Any], choices: NamedTuple, *lengths: int) -> CompiledGraph:
+        """The graph of the continuous adjoint for tables of these padded lengths.
+
+        make: makes its function, ``make_adjoint`` for adaptive steps and ``make_fixed_adjoint`` for fixed ones.
+        """
         key = (choices, lengths)
         if key not in self._backward:
-            self._backward[key] = CompiledGraph(make_adjoint(self.field, self.module, choices), "gradient", self.field)
+            self._backward[key] = CompiledGraph(make(self.field, self.module, choices), "gradient", self.field)
         return self._backward[key]
 
     def buffers(self, y: Tensor) -> StepBuffers:
@@ -118,6 +120,13 @@ def _find(kind: Callable[..., Any], problem: InitialValueProblem, plan: SolvePla
         raise ValueError(f"compile='solve': f and the constants in args must be hashable ({error})") from error
 
 
+class FixedRun(NamedTuple):
+    """A compiled solve by fixed steps that has run, and its graphs; see ``CompiledRun``."""
+
+    result: IntegrationResult
+    solve: FixedGraphs
+
+
 class CompiledRun(NamedTuple):
     """A compiled solve that has run: its result without a graph, the steps that it has stored, and its times [T],
     followed by NaN."""
@@ -144,6 +153,15 @@ class CompiledRun(NamedTuple):
         return [span, steps, kept, self.solve.polynomials]
 
 
+def run_solve(
+    problem: InitialValueProblem, plan: SolvePlan, parameters: Sequence[Tensor] = ()
+) -> CompiledRun | FixedRun:
+    """Solve by fixed or adaptive steps without a gradient; see ``run_compiled``."""
+    if plan.grid:
+        return run_fixed(problem, plan, parameters)
+    return run_compiled(problem, plan, parameters=parameters)
+
+
 def run_compiled(
     problem: InitialValueProblem, plan: SolvePlan, keep: bool = False, parameters: Sequence[Tensor] = ()
 ) -> CompiledRun:
@@ -162,13 +180,16 @@ def run_compiled(
         return _run(problem, plan, solve, problem.y0.detach(), keep or plan.dense)
 
 
-def run_fixed(problem: InitialValueProblem, plan: SolvePlan) -> IntegrationResult:
+def run_fixed(problem: InitialValueProblem, plan: SolvePlan, parameters: Sequence[Tensor] = ()) -> FixedRun:
     """Solve by fixed steps without a gradient; see ``run_compiled``."""
     graphs = find_fixed_graphs(problem, plan)
+    if names_of(parameters, graphs.module) is None:
+        graphs.forward.refuse(NO_PARAMETER)
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         check_field(problem, graphs)
         solve = FixedSolve(problem, plan, graphs)
-        return solve.result(solve.states(problem.y0.detach(), [arg.detach() for arg in problem.args], keep=False))
+        states = solve.states(problem.y0.detach(), [arg.detach() for arg in problem.args], keep=False)
+        return FixedRun(solve.result(states), graphs)
 
 
 def check_field(problem: InitialValueProblem, solve: CompiledSolve | FixedGraphs) -> None:

@@ -20,8 +20,10 @@ from odebench.ode.arguments import as_number, as_positive_integer
 from odebench.ode.compiled.adjoint import AdjointChoices, BackwardNorm
 from odebench.ode.compiled.adjoint_run import BackwardStart, run_adjoint
 from odebench.ode.compiled.field import names_of
+from odebench.ode.compiled.fixed_adjoint import FixedAdjointChoices, run_fixed_adjoint
+from odebench.ode.compiled.fixed_run import FixedGraphs
 from odebench.ode.compiled.graph import NotCompiledError
-from odebench.ode.compiled.run import CompiledSolve, run_compiled
+from odebench.ode.compiled.run import CompiledRun, CompiledSolve, run_solve
 from odebench.ode.control import LargestRms, Norm, Tolerance, rms_over
 from odebench.ode.dense import DenseOutput
 from odebench.ode.forward_solve import ForwardSolve
@@ -233,12 +235,12 @@ class AdjointSolve(torch.autograd.Function):
         *tensors: Tensor,
     ) -> Tensor:
         """Return the states [R, N], and append the result to ``results``."""
-        run = solve.compiled(functools.partial(run_compiled, parameters=captured.parameters), captured.f is not None)
+        run = solve.compiled(functools.partial(run_solve, parameters=captured.parameters), captured.f is not None)
         result = solve.eager_result(None, captured.f) if run is None else run.result
         results.append(result)
         ctx.problem, ctx.solve = solve.problem, backward_solve(result)
         ctx.compiled, ctx.path = None if run is None else run.solve, []
-        if run is not None and ctx.solve.dense_output is not None:
+        if isinstance(run, CompiledRun) and ctx.solve.dense_output is not None:
             ctx.path = run.path()
         # Not as saved tensors: hooks may replace those, and captured tensors are recognised by identity.
         ctx.parameters, ctx.captured = captured.parameters, captured.captured
@@ -289,36 +291,42 @@ def _solve_compiled(
 
     ctx: that of ``AdjointSolve``. Raises NotCompiledError if torch cannot compile the loop.
     """
-    compiled: CompiledSolve = ctx.compiled
+    compiled: CompiledSolve | FixedGraphs = ctx.compiled
     solve: BackwardSolve = ctx.solve
     plan, last, stats = solve.plan, len(solve.times) - 1, ctx.problem.stats.backward
-    assert isinstance(plan.method, Tableau)
-    assert isinstance(plan.norm, LargestRms)
+    method = plan.method
+    assert isinstance(method, Tableau)
     own = set(map(id, accumulator.args))
     parameters = [x for x in accumulator.tensors if id(x) not in own]
     names = names_of(parameters, compiled.module)
     # torch.func supports no hooks. Parameters that f no longer has are an error in the eager backward solve.
     if has_saved_tensor_hooks() or names is None:
         raise NotCompiledError
-    choices = AdjointChoices(
-        plan.method,
-        plan.controller,
-        _backward_norm(plan.norm, states.shape[1], 1 if solve.dense_output is not None else 2),
-        interpolates=solve.dense_output is not None,
-        full=solve.quadrature is None,
-        relative=solve.relative,
-        warm_start=solve.warm_start,
-        names=names,
-        arg_idx=tuple(i for i, arg in enumerate(accumulator.args) if arg.requires_grad),
-    )
-    scale = _scale(grad_states[last], plan) if solve.relative else 1.0
+    arg_idx = tuple(i for i, arg in enumerate(accumulator.args) if arg.requires_grad)
+    is_fixed, interpolates = plan.tolerance is None, solve.dense_output is not None
+    # The scale has no effect on fixed steps.
+    scale = _scale(grad_states[last], plan) if solve.relative and not is_fixed else 1.0
     start = BackwardStart(solve.times, states[: last + 1], grad_states[: last + 1], grad_states[last] / scale, scale)
+    inputs = parameters, accumulator.args, accumulator.totals, ctx.path, stats
     with torch.autocast(states.device.type, enabled=False):
+        if is_fixed:
+            fixed = FixedAdjointChoices(method, interpolates, names, arg_idx)
+            return run_fixed_adjoint(compiled.adjoint, fixed, plan, start, *inputs)
         if plan.first_step is None:
             plan = dataclasses.replace(plan, first_step=_first_step(field, start, plan))
-        a, outcome = run_adjoint(
-            compiled.adjoint, choices, plan, start, parameters, accumulator.args, accumulator.totals, ctx.path, stats
+        assert isinstance(plan.norm, LargestRms)
+        choices = AdjointChoices(
+            method,
+            plan.controller,
+            _backward_norm(plan.norm, states.shape[1], 1 if interpolates else 2),
+            interpolates,
+            full=solve.quadrature is None,
+            relative=solve.relative,
+            warm_start=solve.warm_start,
+            names=names,
+            arg_idx=arg_idx,
         )
+        a, outcome = run_adjoint(compiled.adjoint, choices, plan, start, *inputs)
     if outcome.status is not Status.success and solve.error is not None:
         raise solve.error(outcome, during=DURING)
     return a

@@ -17,7 +17,7 @@ from odebench.ode.compiled.run import (
     find_compiled_solve,
     find_fixed_graphs,
     run_compiled,
-    run_fixed,
+    run_solve,
 )
 from odebench.ode.forward_solve import ForwardSolve
 from odebench.ode.gradients.captured_tensors import (
@@ -82,13 +82,12 @@ def _solve(mode: str, solve: ForwardSolve) -> IntegrationResult:
         used = UsedParameters(compiled.module, names)
     moves = mode == "backprop" and grid_moves(problem, plan, None)
     differentiable = moves or any(x.requires_grad for x in (problem.y0, *problem.args, *parameters))
-    if isinstance(compiled, FixedGraphs):
-        fixed = FixedSolve(problem, plan, compiled, moves)
-        result = _solve_fixed(problem, fixed, parameters, used.names) if differentiable else run_fixed(problem, plan)
-    elif differentiable:
-        result = run_with_backward(_ExactGradient, solve, CapturedTensors(parameters, None, None), used.names)
+    if not differentiable:
+        result = run_solve(problem, plan).result
+    elif isinstance(compiled, FixedGraphs):
+        result = _solve_fixed(problem, FixedSolve(problem, plan, compiled, moves), parameters, used.names)
     else:
-        result = run_compiled(problem, plan).result
+        result = run_with_backward(_ExactGradient, solve, CapturedTensors(parameters, None, None), used.names)
     compiled.used = used if mode == "backprop" else None
     if graphs is not None and graphs != num_graphs():
         # The code of f has changed, and may use other tensors.
