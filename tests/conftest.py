@@ -23,11 +23,14 @@ PROGRAMS = {
     "browser": (("chromium", "chromedriver"), "chromium chromium-driver"),
     "slurm": (("slurmctld", "slurmd", "munged", "sbatch"), "slurmctld slurmd slurm-client munge"),
 }
+# Markers of tests that run only with the option of the same name.
+OPTIONAL = {"slow": "long tables and builds", "compiler": "solves that torch compiles for minutes"}
 SEARCHED = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 
 
 def pytest_addoption(parser):
-    parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
+    for marker, what in OPTIONAL.items():
+        parser.addoption(f"--{marker}", action="store_true", help=f"also run {what}")
 
 
 def pytest_configure(config):
@@ -35,8 +38,8 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Skip tests that this machine cannot run, and slow ones unless --slow is given, each with its reason."""
-    reasons = {} if config.getoption("--slow") else {"slow": "slow; pytest --slow runs it"}
+    """Skip tests that this machine cannot run or that were not asked for, each with its reason."""
+    reasons = {x: f"{x}; pytest --{x} runs it" for x in OPTIONAL if not config.getoption(f"--{x}")}
     for marker, (programs, packages) in PROGRAMS.items():
         missing = [program for program in programs if shutil.which(program, path=SEARCHED) is None]
         if missing:

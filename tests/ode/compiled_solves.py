@@ -15,6 +15,23 @@ needs_compiler = pytest.mark.skipif(
 )
 
 
+SLOW = pytest.mark.slow
+
+
+def few(values, *quick):
+    """Values of a parameter, or tuples of several parameters; without --slow only the quick ones."""
+    return [
+        value if value in quick else pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=SLOW)
+        for value in values
+    ]
+
+
+def each_with_few_times(methods, times, *quick):
+    """Pairs of methods and times: the first quick method with all times, the others with the second times."""
+    pairs = [(quick[0], t) for t in times] + [(method, times[1]) for method in methods if method != quick[0]]
+    return few(pairs, *(pair for pair in pairs if pair[0] in quick))
+
+
 class Network(nn.Module):
     def __init__(self, dtype=torch.float64):
         super().__init__()

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from compiled_solves import Network, assert_equal_backward, both, needs_compiler, start
+from compiled_solves import Network, assert_equal_backward, both, each_with_few_times, few, needs_compiler, start
 from torch import nn
 
 from odebench.ode import METHODS, Adjoint, InterpolatedAdjoint, SolveError, Tableau, solve
@@ -21,8 +21,7 @@ TIGHT = Adjoint(rtol=0.0, atol=1e-17)
 TIMES = [(0.0, 2.0), (0.0, 0.1, 0.15, 1.0, 2.0), (2.0, 1.5, 0.0)]
 
 
-@pytest.mark.parametrize("times", TIMES, ids=["ends", "in", "back"])
-@pytest.mark.parametrize("method", ADAPTIVE)
+@pytest.mark.parametrize(("method", "times"), each_with_few_times(ADAPTIVE, TIMES, "dopri5"))
 @pytest.mark.parametrize("mode", ["adjoint", "interpolated_adjoint"])
 def test_every_method_takes_the_eager_steps(uncompiled, mode, method, times):
     field, (y0, scale) = Network(), start()
@@ -47,12 +46,10 @@ def test_every_method_takes_the_eager_steps(uncompiled, mode, method, times):
     "mode",
     [
         pytest.param(Adjoint(), id="adjoint"),
-        pytest.param(Adjoint(rtol=1e-4, atol=1e-8), id="tolerance"),
-        pytest.param(Adjoint(method="bosh3"), id="method"),
-        pytest.param(Adjoint(method="vern7", atol=1e-5), id="vern7"),
-        pytest.param(Adjoint(norm="full"), id="full"),
-        pytest.param(InterpolatedAdjoint(), id="interpolated"),
-        pytest.param(InterpolatedAdjoint(method="bosh3", norm="full"), id="interpolated_full"),
+        pytest.param(Adjoint(rtol=1e-4, atol=1e-8), id="tolerance", marks=pytest.mark.slow),
+        pytest.param(Adjoint(method="bosh3"), id="method", marks=pytest.mark.slow),
+        pytest.param(Adjoint(norm="full"), id="full", marks=pytest.mark.slow),
+        pytest.param(InterpolatedAdjoint(method="vern7"), id="interpolated", marks=pytest.mark.slow),
     ],
 )
 def test_step_control_is_the_eager_one(uncompiled, options, mode):
@@ -253,7 +250,7 @@ def test_complex_parameters_have_no_full_norm(uncompiled):
     assert_equal_backward(eager, compiled)
 
 
-@pytest.mark.parametrize("mode", ["adjoint", "interpolated_adjoint"])
+@pytest.mark.parametrize("mode", few(["adjoint", "interpolated_adjoint"], "adjoint"))
 def test_the_loop_is_captured_whole_and_once(captured, caplog, mode):
     field, (y0, scale) = Network(), start()
     caplog.set_level(logging.INFO, "odebench")
@@ -268,6 +265,7 @@ def test_the_loop_is_captured_whole_and_once(captured, caplog, mode):
     assert logged.count("compiling the gradient") == 1
 
 
+@pytest.mark.slow
 def test_batches_of_any_size_share_one_graph(captured, caplog):
     field = Network()
     caplog.set_level(logging.INFO, "odebench")
@@ -283,7 +281,7 @@ def test_batches_of_any_size_share_one_graph(captured, caplog):
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["network", "tuple"])
+@pytest.mark.parametrize("case", ["network", pytest.param("tuple", marks=pytest.mark.compiler)])
 def test_compiled_by_inductor(case):
     if case == "network":
         field, (y0, scale) = Network(), start()

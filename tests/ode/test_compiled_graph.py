@@ -30,6 +30,7 @@ class OfAnySize(nn.Module):
         return self.net(t, y, args["scale"]) + args["noise"], y.square().sum(1, keepdim=True) - total
 
 
+@pytest.mark.slow
 def test_further_sizes_share_one_graph(captured):
     field, num_graphs = OfAnySize(), []
     scale = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
@@ -47,6 +48,7 @@ def test_further_sizes_share_one_graph(captured):
     assert [n - num_graphs[0] for n in num_graphs] == [0, 2, 4, 4, 4, 4, 6, 6, 6]
 
 
+@pytest.mark.slow
 def test_a_field_for_few_sizes_runs_eagerly_at_others(captured):
     field = Network()
 
@@ -79,8 +81,8 @@ def test_the_error_of_fast_tanh():
     numbers = torch.arange(0, 0x41800000, 997, dtype=torch.int32).view(torch.float32)
     assert 3e-7 < largest_error_of_tanh(numbers) < 4e-7
     assert torch.equal(fast_math.tanh(-numbers), -fast_math.tanh(numbers))
-    small = numbers[numbers < 0.1]
-    torch.testing.assert_close(fast_math.tanh(small), small.tanh(), rtol=4e-7, atol=1e-40)
+    small = numbers[(numbers > 1e-37) & (numbers < 0.1)]  # a training before this may have switched denormals off
+    torch.testing.assert_close(fast_math.tanh(small), small.tanh(), rtol=4e-7, atol=0)
     assert fast_math.tanh(torch.tensor([1e30, math.inf, -math.inf])).tolist() == pytest.approx([1, 1, -1], abs=4e-7)
     assert fast_math.tanh(torch.tensor(math.nan)).isnan()
     assert fast_math.tanh(torch.ones(1, dtype=torch.float64)) is NotImplemented
@@ -141,7 +143,7 @@ def test_fast_math_compiled_by_inductor():
 
 
 @needs_compiler
-@pytest.mark.slow
+@pytest.mark.compiler
 def test_further_sizes_compiled_by_inductor(monkeypatch):
     monkeypatch.setattr(graph, "STATIC_SIZES", 1)
     field, scale = Network(), torch.tensor(1.5, dtype=torch.float64)
@@ -198,7 +200,7 @@ def result(process):
 
 
 @needs_compiler
-@pytest.mark.slow
+@pytest.mark.compiler
 def test_processes_share_torchs_caches(start_process):
     """Those that compile the same and different graphs at the same time, and later ones, which find all graphs."""
     choices = [(1.0, "exact"), (1.0, "exact"), (1.0, "fast")]

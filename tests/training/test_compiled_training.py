@@ -16,7 +16,6 @@ from odebench.cli import main
 from odebench.config.compose import compose
 from odebench.config.read import read_settings
 from odebench.ode import forward_solve
-from odebench.ode.compiled import run as compiled_run
 from odebench.record.reader import read_run
 from odebench.tasks import build_task
 from odebench.training.checkpoint import TrainingState
@@ -55,6 +54,9 @@ HERE = Path(__file__).parent
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler (Debian: apt-get install g++)")
 
 
+QUICK = (("cnf", "adjoint"), ("odenet", "backprop"))
+
+
 @pytest.fixture
 def uncompiled(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
@@ -76,7 +78,10 @@ def train_steps(words, num=3):
 
 @pytest.mark.parametrize(
     ("name", "gradient"),
-    [*((name, "backprop") for name in TRAININGS), *((name, "adjoint") for name in ("cnf", "hutchinson", "events"))],
+    [
+        pytest.param(*pair, marks=[] if pair in QUICK else pytest.mark.slow)
+        for pair in [*((name, "backprop") for name in TRAININGS), ("cnf", "adjoint"), ("hutchinson", "adjoint")]
+    ],
 )
 def test_every_task_trains_as_without_compiling(uncompiled, name, gradient):
     words = [*TRAININGS[name], f"gradient={gradient}"]
@@ -90,6 +95,7 @@ def test_every_task_trains_as_without_compiling(uncompiled, name, gradient):
             assert one[tag] == other[tag]
 
 
+@pytest.mark.slow
 def test_without_a_compiler_training_is_eager_after_one_line_in_the_log(tmp_path, without_figures, monkeypatch, capsys):
     def compile(function, **_):
         raise RuntimeError("no C++ compiler found\nand much more")
@@ -110,15 +116,15 @@ def test_without_a_compiler_training_is_eager_after_one_line_in_the_log(tmp_path
 
 def test_evaluations_are_compiled_only_if_asked_for(uncompiled, tmp_path, without_figures, monkeypatch, capsys):
     compiled = []
-    run_compiled = compiled_run.run_compiled
+    run_solve = forward_solve.run_solve
     words = ["model=cnf", "model.width=8", "gradient=backprop", *FLOW, "data.test=30", "trainer.iterations=2"]
     assert main(["train", *words, "solver.compile=solve", "device=cpu", f"run_dir={tmp_path}/run"]) == 0
 
-    def count(problem, plan, keep=False):
-        compiled.append(keep)
-        return run_compiled(problem, plan, keep)
+    def count(problem, plan):
+        compiled.append(plan.compile)
+        return run_solve(problem, plan)
 
-    monkeypatch.setattr(forward_solve, "run_compiled", count)
+    monkeypatch.setattr(forward_solve, "run_solve", count)
     run, asked = load_run(tmp_path / "run"), load_run(tmp_path / "run", ["solver.compile=solve"])
     x = torch.rand(20, 2)
     with torch.no_grad():
@@ -126,7 +132,7 @@ def test_evaluations_are_compiled_only_if_asked_for(uncompiled, tmp_path, withou
     assert not compiled
     with torch.no_grad():
         torch.testing.assert_close(asked.model.log_prob(x, asked.solve)[0], eager)
-    assert compiled == [False]
+    assert compiled == ["solve"]
     for command in ("eval", "predict", "sample"):
         outputs = []
         for more in ([], ["solver.compile=solve"]):
@@ -139,7 +145,7 @@ def test_evaluations_are_compiled_only_if_asked_for(uncompiled, tmp_path, withou
 
 
 @needs_compiler
-@pytest.mark.slow
+@pytest.mark.compiler
 def test_a_compiled_training_resumes_to_the_last_bit(tmp_path, monkeypatch):
     """In a new process, which loads the compiled code from torch's cache."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
