@@ -101,7 +101,8 @@ def compiled_training() -> dict[str, str]:
     if not any(results.RESULTS.glob("compiled_training.*.csv")):
         return {}
     table = compiled_tables.training(results.read("compiled_training"))
-    return {"training": f"{table}\n\n{results.sources(['compiled_training'])}"}
+    intro = "After how many training steps it pays (`python scripts/measure_compiled_training.py FOLDER`):"
+    return {"training": f"{intro}\n\n{table}\n\n{results.sources(['compiled_training'])}"}
 
 
 def with_tables(text: str, tables: Mapping[str, str]) -> str:
