@@ -265,7 +265,7 @@ def test_the_loop_is_captured_whole_and_once(captured, caplog, mode):
     assert logged.count("compiling the gradient") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.compiler
 def test_batches_of_any_size_share_one_graph(captured, caplog):
     field = Network()
     caplog.set_level(logging.INFO, "odebench")

@@ -30,7 +30,7 @@ class OfAnySize(nn.Module):
         return self.net(t, y, args["scale"]) + args["noise"], y.square().sum(1, keepdim=True) - total
 
 
-@pytest.mark.slow
+@pytest.mark.compiler
 def test_further_sizes_share_one_graph(captured):
     field, num_graphs = OfAnySize(), []
     scale = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
@@ -130,7 +130,7 @@ def test_other_graphs_compile_without_fast_math(monkeypatch):
 
 
 @needs_compiler
-@pytest.mark.slow
+@pytest.mark.compiler
 def test_fast_math_compiled_by_inductor():
     field, y0 = Network(torch.float32), torch.linspace(-1, 1, 6).reshape(3, 2).requires_grad_()
     options = {"args": (torch.tensor(1.5),), "method": "bosh3", "rtol": 1e-3, "atol": 1e-3}

@@ -557,7 +557,12 @@ def test_a_loop_whose_tensors_change_their_strides_is_captured(captured):
         pytest.param((0.0, 9.0), {"rtol": 1e-8}, id="ends", marks=pytest.mark.compiler),
         pytest.param((2.0, 1.9, 1.0, 0.0), {"controller": "pid"}, id="inside"),
         pytest.param((0.0, 2.0), {"method": "vern7", "first_step": 0.1}, id="not-fsal", marks=pytest.mark.compiler),
-        pytest.param((0.0, 1.0, 2.0), {"method": "adaptive_heun", "rtol": 1e-3, "function": True}, id="function"),
+        pytest.param(
+            (0.0, 1.0, 2.0),
+            {"method": "adaptive_heun", "rtol": 1e-3, "function": True},
+            id="function",
+            marks=pytest.mark.compiler,
+        ),
     ],
 )
 def test_compiled_by_inductor(times, options):
