@@ -1,6 +1,6 @@
 """Vector fields in which the time scales and shifts every layer (Grathwohl et al. 2019, concatsquash)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -33,84 +33,84 @@ class TimeGates(nn.Module):
         return list(zip(gates.split(self.widths, 1), shifts.split(self.widths, 1), strict=True))
 
 
-class ConcatSquashMLP(nn.Module):
+class _ConcatSquash(nn.Module):
+    """Layers z -> layer(z) gate(t) + shift(t), with a nonlinearity between them."""
+
+    def __init__(self, layers: Iterable[nn.Module], widths: list[int], nonlinearity: Nonlinearity) -> None:
+        super().__init__()
+        self.layers: Any = nn.ModuleList(layers)
+        self.gates = TimeGates(widths)
+        self._activate, self._derivative = NONLINEARITIES[nonlinearity]
+
+    def _gates_at(self, t: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The gate and the shift of each layer, which broadcast to its result."""
+        return self.gates(t)
+
+    def _transposed(self, layer: Any, v: Tensor) -> Tensor:
+        """The transpose of the layer's linear map, applied to v."""
+        return v @ layer.weight
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        """dz/dt at time t (scalar, or [B]) and z [B, *shape]."""
+        *hidden, (gate, shift) = self._gates_at(t)
+        for layer, (g, s) in zip(self.layers[:-1], hidden, strict=True):
+            z = self._activate(torch.addcmul(s, layer(z), g))
+        return torch.addcmul(shift, self.layers[-1](z), gate)
+
+    def vjp(self, t: Tensor, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """dz/dt and v^T df/dz, for v; all [B, *shape]."""
+        dz, slopes, gate = self._linearize(t, z)
+        v = self._transposed(self.layers[-1], v * gate)
+        for layer, slope in zip(reversed(self.layers[:-1]), reversed(slopes), strict=True):
+            v = self._transposed(layer, v * slope)
+        return dz, v
+
+    def _linearize(self, t: Tensor, z: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+        """dz/dt, the derivative of each hidden layer's result by its linear map, and the last layer's gate."""
+        *hidden, (gate, shift) = self._gates_at(t)
+        slopes = []
+        for layer, (g, s) in zip(self.layers[:-1], hidden, strict=True):
+            before = torch.addcmul(s, layer(z), g)
+            z = self._activate(before)
+            slopes.append(self._derivative(before, z) * g)
+        return torch.addcmul(shift, self.layers[-1](z), gate), slopes, gate
+
+
+class ConcatSquashMLP(_ConcatSquash):
     """A vector field on R^D: layers z -> (W z + b) sigmoid(a t + b') + c t, with a nonlinearity between them.
 
     size: the dimension D. dims: the widths of the hidden layers.
     """
 
     def __init__(self, size: int, dims: tuple[int, ...], nonlinearity: Nonlinearity) -> None:
-        super().__init__()
         widths = [size, *dims, size]
-        self.layers: Any = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
-        self.gates = TimeGates(widths[1:])
-        self._activate, self._derivative = NONLINEARITIES[nonlinearity]
-
-    def forward(self, t: Tensor, z: Tensor) -> Tensor:
-        """dz/dt at time t (scalar, or [B]) and z [B, D]."""
-        *hidden, (gate, shift) = self.gates(t)
-        for layer, (g, s) in zip(self.layers[:-1], hidden, strict=True):
-            z = self._activate(torch.addcmul(s, layer(z), g))
-        return torch.addcmul(shift, self.layers[-1](z), gate)
+        super().__init__((nn.Linear(before, after) for before, after in pairwise(widths)), widths[1:], nonlinearity)
 
     def divergence(self, t: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """dz/dt [B, D] and the trace of its Jacobian [B], by forward-mode derivatives along all axes at once."""
-        *hidden, (gate, shift) = self.gates(t)
+        dz, slopes, gate = self._linearize(t, z)
         last = self.layers[-1]
         tangents = torch.eye(last.out_features, dtype=z.dtype, device=z.device).unsqueeze(1)  # [D, B, width]
-        for layer, (g, s) in zip(self.layers[:-1], hidden, strict=True):
-            before = torch.addcmul(s, layer(z), g)
-            z = self._activate(before)
-            tangents = F.linear(tangents, layer.weight) * (self._derivative(before, z) * g)
+        for layer, slope in zip(self.layers[:-1], slopes, strict=True):
+            tangents = F.linear(tangents, layer.weight) * slope
         # Only the diagonal of the last layer's Jacobian is needed.
         diagonal = torch.bmm(tangents, last.weight.unsqueeze(-1)).squeeze(-1).t()
-        return torch.addcmul(shift, last(z), gate), (diagonal * gate).sum(1)
-
-    def vjp(self, t: Tensor, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """dz/dt [B, D] and v^T df/dz [B, D], for v [B, D]."""
-        *hidden, (gate, shift) = self.gates(t)
-        slopes = []
-        for layer, (g, s) in zip(self.layers[:-1], hidden, strict=True):
-            before = torch.addcmul(s, layer(z), g)
-            z = self._activate(before)
-            slopes.append(self._derivative(before, z) * g)
-        dz = torch.addcmul(shift, self.layers[-1](z), gate)
-        v = (v * gate) @ self.layers[-1].weight
-        for layer, slope in zip(reversed(self.layers[:-1]), reversed(slopes), strict=True):
-            v = (v * slope) @ layer.weight
-        return dz, v
+        return dz, (diagonal * gate).sum(1)
 
 
-class ConcatSquashConv(nn.Module):
+class ConcatSquashConv(_ConcatSquash):
     """A vector field on images: ``ConcatSquashMLP`` with 3 x 3 convolutions instead of linear maps.
 
     channels: the number of channels of the images. dims: the numbers of channels of the hidden layers.
     """
 
     def __init__(self, channels: int, dims: tuple[int, ...], nonlinearity: Nonlinearity) -> None:
-        super().__init__()
         widths = [channels, *dims, channels]
-        self.layers: Any = nn.ModuleList(nn.Conv2d(before, after, 3, padding=1) for before, after in pairwise(widths))
-        self.gates = TimeGates(widths[1:])
-        self._activate, self._derivative = NONLINEARITIES[nonlinearity]
+        layers = (nn.Conv2d(before, after, 3, padding=1) for before, after in pairwise(widths))
+        super().__init__(layers, widths[1:], nonlinearity)
 
-    def forward(self, t: Tensor, z: Tensor) -> Tensor:
-        """dz/dt at time t (scalar, or [B]) and z [B, C, H, W]."""
-        *hidden, (gate, shift) = [(g[..., None, None], s[..., None, None]) for g, s in self.gates(t)]
-        for layer, (g, s) in zip(self.layers[:-1], hidden, strict=True):
-            z = self._activate(torch.addcmul(s, layer(z), g))
-        return torch.addcmul(shift, self.layers[-1](z), gate)
+    def _gates_at(self, t: Tensor) -> list[tuple[Tensor, Tensor]]:
+        return [(g[..., None, None], s[..., None, None]) for g, s in self.gates(t)]
 
-    def vjp(self, t: Tensor, z: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """dz/dt and v^T df/dz, for v; all [B, C, H, W]."""
-        *hidden, (gate, shift) = [(g[..., None, None], s[..., None, None]) for g, s in self.gates(t)]
-        slopes = []
-        for layer, (g, s) in zip(self.layers[:-1], hidden, strict=True):
-            before = torch.addcmul(s, layer(z), g)
-            z = self._activate(before)
-            slopes.append(self._derivative(before, z) * g)
-        dz = torch.addcmul(shift, self.layers[-1](z), gate)
-        v = F.conv_transpose2d(v * gate, self.layers[-1].weight, padding=1)
-        for layer, slope in zip(reversed(self.layers[:-1]), reversed(slopes), strict=True):
-            v = F.conv_transpose2d(v * slope, layer.weight, padding=1)
-        return dz, v
+    def _transposed(self, layer: Any, v: Tensor) -> Tensor:
+        return F.conv_transpose2d(v, layer.weight, padding=1)

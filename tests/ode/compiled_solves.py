@@ -1,5 +1,6 @@
 """Eager solves beside compiled ones."""
 
+import logging
 import shutil
 
 import pytest
@@ -60,6 +61,37 @@ def both(f, y0, times, args=(), inputs=(), **options):
             gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
         results.append((solution, gradients))
     return results
+
+
+def both_with_structures(dtype, **options):
+    """``both`` for a state and arguments in nested structures; their gradients must agree."""
+
+    def f(t, y, args, power):
+        a, rest = y
+        return a * args["rate"] + rest["b"].mean(), {"b": -(rest["b"] ** power) * t}
+
+    torch.manual_seed(0)
+    y0 = (torch.rand(2, 3, dtype=dtype, requires_grad=True), {"b": torch.rand(4, dtype=dtype)})
+    args = ({"rate": torch.tensor(-0.7, dtype=dtype, requires_grad=True), "unused": torch.ones(2)}, 2)
+    tolerance = 1e-9 if dtype == torch.float64 else 1e-5
+    eager, compiled = both(f, y0, [0.0, 0.4, 1.0], args, **options)
+    torch.testing.assert_close(compiled[0].y, eager[0].y, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(compiled[1], eager[1], rtol=tolerance, atol=tolerance)
+    assert compiled[0].stats.nfe == eager[0].stats.nfe
+    return eager[0], compiled[0]
+
+
+def assert_sizes_share_a_graph(check, caplog, times, **options):
+    """Solve states with other numbers of rows; check(eager, compiled) compares. The log names each compiled graph."""
+    field, scale = Network(), torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+    caplog.set_level(logging.INFO, "odebench")
+    counts = []
+    for rows in (3, 5, 8, 17):
+        y0 = torch.linspace(-1, 1, 2 * rows, dtype=torch.float64).reshape(rows, 2).requires_grad_()
+        for t in times:
+            check(*both(field, y0, t, (scale,), field.parameters(), **options))
+        counts.append(len(caplog.records))
+    assert counts[2] == counts[-1]
 
 
 def assert_equal(eager, compiled, tolerance=1e-9):

@@ -28,3 +28,15 @@ def captured(monkeypatch):
     monkeypatch.setattr(
         torch, "compile", lambda f, **_: torch_compile(f, fullgraph=True, dynamic=False, backend="eager")
     )
+
+
+@pytest.fixture
+def only_forward(monkeypatch):
+    """Run graphs uncompiled; those of gradients cannot be compiled."""
+
+    def compile(function, **_):
+        if function.__name__ == "backward":
+            raise RuntimeError("no")
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile)

@@ -5,7 +5,16 @@ import warnings
 
 import pytest
 import torch
-from compiled_solves import Network, assert_equal_backward, both, each_with_few_times, few, needs_compiler, start
+from compiled_solves import (
+    Network,
+    assert_equal_backward,
+    both,
+    both_with_structures,
+    each_with_few_times,
+    few,
+    needs_compiler,
+    start,
+)
 from torch import nn
 
 from odebench.ode import METHODS, Adjoint, InterpolatedAdjoint, SolveError, Tableau, solve
@@ -80,17 +89,8 @@ def test_a_solve_longer_than_its_tables_continues(uncompiled, monkeypatch, mode)
 @pytest.mark.parametrize("mode", MODES, ids=MODE_IDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_structures_of_tensors(uncompiled, mode, dtype):
-    def f(t, y, args, power):
-        a, rest = y
-        return a * args["rate"] + rest["b"].mean(), {"b": -(rest["b"] ** power) * t}
-
-    torch.manual_seed(0)
-    y0 = (torch.rand(2, 3, dtype=dtype, requires_grad=True), {"b": torch.rand(4, dtype=dtype)})
-    args = ({"rate": torch.tensor(-0.7, dtype=dtype, requires_grad=True), "unused": torch.ones(2)}, 2)
-    tolerance = 1e-9 if dtype == torch.float64 else 1e-5
-    eager, compiled = both(f, y0, [0.0, 0.4, 1.0], args, rtol=1e-3, atol=1e-3, gradient=mode)
-    torch.testing.assert_close(compiled[1], eager[1], rtol=tolerance, atol=tolerance)
-    assert compiled[0].stats.backward.nfe == eager[0].stats.backward.nfe
+    eager, compiled = both_with_structures(dtype, rtol=1e-3, atol=1e-3, gradient=mode)
+    assert compiled.stats.backward.nfe == eager.stats.backward.nfe
 
 
 @pytest.mark.parametrize("mode", [*MODES, Adjoint(atol=1e-3)], ids=[*MODE_IDS, "atol"])
@@ -225,13 +225,7 @@ def test_hooks_of_saved_tensors(uncompiled):
         assert_equal_backward(*both(field, y0, (0.0, 1.0), (scale,), gradient="adjoint"))
 
 
-def test_a_backward_solve_that_cannot_be_compiled_is_eager(monkeypatch):
-    def compile(function, **_):
-        if function.__name__ == "backward":
-            raise RuntimeError("no")
-        return function
-
-    monkeypatch.setattr(torch, "compile", compile)
+def test_a_backward_solve_that_cannot_be_compiled_is_eager(only_forward):
     field, (y0, scale) = Network(), start()
     with pytest.warns(UserWarning, match="compile='solve' has no effect on this gradient: torch cannot compile it: no"):
         eager, compiled = both(field, y0, (0.0, 0.4, 1.0), (scale,), field.parameters(), gradient="adjoint")

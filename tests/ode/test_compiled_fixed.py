@@ -8,7 +8,17 @@ import warnings
 
 import pytest
 import torch
-from compiled_solves import Network, assert_equal, both, each_with_few_times, few, needs_compiler, start
+from compiled_solves import (
+    Network,
+    assert_equal,
+    assert_sizes_share_a_graph,
+    both,
+    both_with_structures,
+    each_with_few_times,
+    few,
+    needs_compiler,
+    start,
+)
 from torch import nn
 
 from odebench.ode import METHODS, Status, Tableau, solve
@@ -77,17 +87,7 @@ def test_a_solve_longer_than_its_buffers_continues(uncompiled, monkeypatch, time
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_structures_of_tensors(uncompiled, dtype):
-    def f(t, y, args, power):
-        a, rest = y
-        return a * args["rate"] + rest["b"].mean(), {"b": -(rest["b"] ** power) * t}
-
-    y0 = (torch.rand(2, 3, dtype=dtype, requires_grad=True), {"b": torch.rand(4, dtype=dtype)})
-    args = ({"rate": torch.tensor(-0.7, dtype=dtype, requires_grad=True)}, 2)
-    tolerance = 1e-9 if dtype == torch.float64 else 1e-5
-    eager, compiled = both(f, y0, [0.0, 0.4, 1.0], args, method="rk4", steps=5)
-    torch.testing.assert_close(compiled[0].y, eager[0].y, rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(compiled[1], eager[1], rtol=tolerance, atol=tolerance)
-    assert compiled[0].stats.nfe == eager[0].stats.nfe
+    both_with_structures(dtype, method="rk4", steps=5)
 
 
 def test_without_a_gradient(uncompiled):
@@ -218,15 +218,7 @@ def test_the_loops_are_captured_once(captured, caplog):
 
 @pytest.mark.slow
 def test_states_of_any_size_share_a_graph(captured, caplog):
-    field, scale = Network(), torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
-    caplog.set_level(logging.INFO, "odebench")
-    counts = []
-    for rows in (3, 5, 8, 17):
-        y0 = torch.linspace(-1, 1, 2 * rows, dtype=torch.float64).reshape(rows, 2).requires_grad_()
-        for times in TIMES[:2]:
-            assert_equal(*both(field, y0, times, (scale,), field.parameters(), method="euler", steps=9))
-        counts.append(len(caplog.records))
-    assert counts[2] == counts[-1]
+    assert_sizes_share_a_graph(assert_equal, caplog, TIMES[:2], method="euler", steps=9)
 
 
 @needs_compiler

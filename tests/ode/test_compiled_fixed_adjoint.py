@@ -6,7 +6,17 @@ import warnings
 
 import pytest
 import torch
-from compiled_solves import Network, assert_equal_backward, both, each_with_few_times, few, needs_compiler, start
+from compiled_solves import (
+    Network,
+    assert_equal_backward,
+    assert_sizes_share_a_graph,
+    both,
+    both_with_structures,
+    each_with_few_times,
+    few,
+    needs_compiler,
+    start,
+)
 
 from odebench.ode import METHODS, Adjoint, InterpolatedAdjoint, SolveError, Tableau, solve
 from odebench.ode.compiled import fixed_adjoint
@@ -72,17 +82,8 @@ def test_gradients_of_times(uncompiled):
 @pytest.mark.parametrize("options", MODES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_structures_of_tensors(uncompiled, compiled_runs, options, dtype):
-    def f(t, y, args, power):
-        a, rest = y
-        return a * args["rate"] + rest["b"].mean(), {"b": -(rest["b"] ** power) * t}
-
-    torch.manual_seed(0)
-    y0 = (torch.rand(2, 3, dtype=dtype, requires_grad=True), {"b": torch.rand(4, dtype=dtype)})
-    args = ({"rate": torch.tensor(-0.7, dtype=dtype, requires_grad=True), "unused": torch.ones(2)}, 2)
-    tolerance = 1e-9 if dtype == torch.float64 else 1e-5
-    eager, compiled = both(f, y0, [0.0, 0.4, 1.0], args, rtol=1e-3, atol=1e-3, **options)
-    torch.testing.assert_close(compiled[1], eager[1], rtol=tolerance, atol=tolerance)
-    assert compiled[0].stats.backward.nfe == eager[0].stats.backward.nfe
+    eager, compiled = both_with_structures(dtype, rtol=1e-3, atol=1e-3, **options)
+    assert compiled.stats.backward.nfe == eager.stats.backward.nfe
     assert len(compiled_runs) == 1
 
 
@@ -166,13 +167,7 @@ def test_tensors_that_f_captures_run_eagerly(uncompiled, compiled_runs):
     assert not compiled_runs
 
 
-def test_a_backward_solve_that_cannot_be_compiled_is_eager(monkeypatch, compiled_runs):
-    def compile(function, **_):
-        if function.__name__ == "backward":
-            raise RuntimeError("no")
-        return function
-
-    monkeypatch.setattr(torch, "compile", compile)
+def test_a_backward_solve_that_cannot_be_compiled_is_eager(only_forward, compiled_runs):
     with pytest.warns(UserWarning, match="compile='solve' has no effect on this gradient: torch cannot compile it: no"):
         compare((0.0, 0.4, 1.0), method="rk4", steps=9, gradient="adjoint")
     assert not compiled_runs
@@ -197,15 +192,7 @@ def test_the_loop_is_captured_whole_and_once(captured, caplog, mode):
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [MODES[0], MODES[-2]])
 def test_states_of_any_size_share_a_graph(captured, caplog, options):
-    field, scale = Network(), torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
-    caplog.set_level(logging.INFO, "odebench")
-    counts = []
-    for rows in (3, 5, 8, 17):
-        y0 = torch.linspace(-1, 1, 2 * rows, dtype=torch.float64).reshape(rows, 2).requires_grad_()
-        for times in TIMES[:2]:
-            assert_equal_backward(*both(field, y0, times, (scale,), field.parameters(), rtol=1e-3, **options))
-        counts.append(len(caplog.records))
-    assert counts[2] == counts[-1]
+    assert_sizes_share_a_graph(assert_equal_backward, caplog, TIMES[:2], rtol=1e-3, **options)
 
 
 def test_interpolated_adjoint_at_fixed_steps_is_refused():

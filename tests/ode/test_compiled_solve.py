@@ -12,7 +12,16 @@ import warnings
 import detest
 import pytest
 import torch
-from compiled_solves import Network, assert_equal, both, each_with_few_times, few, needs_compiler, start
+from compiled_solves import (
+    Network,
+    assert_equal,
+    both,
+    both_with_structures,
+    each_with_few_times,
+    few,
+    needs_compiler,
+    start,
+)
 from torch import nn
 
 from odebench.ode import METHODS, Status, Tableau, solve
@@ -86,17 +95,7 @@ def test_the_gradient_of_checkpoint_is_the_same_and_both_count_their_evaluations
 @pytest.mark.parametrize("method", ["dopri5", "vern7"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_structures_of_tensors(uncompiled, method, dtype):
-    def f(t, y, args, power):
-        a, rest = y
-        return a * args["rate"] + rest["b"].mean(), {"b": -(rest["b"] ** power) * t}
-
-    y0 = (torch.rand(2, 3, dtype=dtype, requires_grad=True), {"b": torch.rand(4, dtype=dtype)})
-    args = ({"rate": torch.tensor(-0.7, dtype=dtype, requires_grad=True)}, 2)
-    tolerance = 1e-9 if dtype == torch.float64 else 1e-5
-    eager, compiled = both(f, y0, [0.0, 0.4, 1.0], args, method=method, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(compiled[0].y, eager[0].y, rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(compiled[1], eager[1], rtol=tolerance, atol=tolerance)
-    assert compiled[0].stats.nfe == eager[0].stats.nfe
+    both_with_structures(dtype, method=method, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("times", [(0.0, 2.0), (0.0, 0.4, 2.0)])
@@ -470,13 +469,7 @@ def test_without_a_compiler_torch_is_asked_once(monkeypatch):
     assert len(asked) == len(caught) == 1
 
 
-def test_a_gradient_that_cannot_be_compiled_is_that_of_the_loop(monkeypatch):
-    def compile(function, **_):
-        if function.__name__ == "backward":
-            raise RuntimeError("no")
-        return function
-
-    monkeypatch.setattr(torch, "compile", compile)
+def test_a_gradient_that_cannot_be_compiled_is_that_of_the_loop(only_forward):
     field, (y0, scale) = Network(), start()
     with pytest.warns(UserWarning, match="compile='solve' has no effect on this gradient: torch cannot compile it: no"):
         eager, compiled = both(field, y0, (0.0, 0.4, 1.0), (scale,), field.parameters())

@@ -44,7 +44,7 @@ class BackwardNorm(NamedTuple):
 
 
 class AdjointChoices(NamedTuple):
-    """What distinguishes the graphs of one field's backward solves.
+    """The choices that a graph of the backward solve is compiled for.
 
     norm: how errors are measured.
     interpolates: whether y comes from the dense output of the forward solve and is no part of the backward state.
@@ -244,9 +244,8 @@ def make_adjoint(
     field: GraphField, module: FieldModule, choices: AdjointChoices
 ) -> Callable[..., tuple[list[Tensor], list[Tensor], Tensor, Tensor]]:
     """The function ``backward`` below."""
-    # Computing cached properties inside would break the graph.
-    layout, slots = field.layout, slots_of(module, choices.names)
-    _ = choices.method.fsal, layout.is_tensor, layout.is_tuple, layout.view_shape
+    slots = slots_of(module, choices.names)
+    _ = choices.method.fsal  # computing a cached property inside would break the graph
 
     def backward(
         progress: Tensor,

@@ -53,7 +53,7 @@ class BackwardProgress(NamedTuple):
 
 
 class BackwardStart(NamedTuple):
-    """What a backward solve starts with.
+    """The tensors and times that a backward solve starts from.
 
     times, states, gradients: the T output times, and y and dL/dy [T, N] there.
     a, scale: dL/dy [N] at the last time divided by ``scale``.

@@ -27,7 +27,6 @@ def make_backward(
     arguments that get gradients.
     """
     stages, layout, slots = LoopStages.of(method, inner), field.layout, slots_of(module, names)
-    _ = layout.is_tensor, layout.is_tuple, layout.view_shape
 
     def backward(
         n: Tensor,
@@ -60,11 +59,8 @@ def make_backward(
 
         grad_kept = None
         if inner:
-            idx, weight, inside = output_weights
-            grad_inside = torch.where((inside & (times != end)).unsqueeze(1), grad_states, 0.0)
-            weighted = weight.unsqueeze(2) * grad_inside.unsqueeze(1)
-            weighted = torch.nn.functional.pad(weighted, (0, 0, 0, kept.shape[1] - weight.shape[1]))
-            grad_kept = torch.zeros_like(kept).index_add(0, idx, weighted)
+            grad_inside = torch.where((times != end).unsqueeze(1), grad_states, 0.0)
+            grad_kept = gradient_of_kept(grad_inside, output_weights, kept)
 
         def is_left(i: Tensor, *carried: Tensor) -> Tensor:
             return i >= 0
@@ -102,3 +98,12 @@ def make_backward(
         return grad_y, *(total + part for total, part in zip(totals, parts, strict=True))
 
     return backward
+
+
+def gradient_of_kept(grad_states: Tensor, output_weights: list[Tensor], kept: Tensor) -> Tensor:
+    """The gradient of y and the stages of each step, in the shape of kept, from that of output states [T, N]."""
+    idx, weight, inside = output_weights
+    grad_inside = torch.where(inside.unsqueeze(1), grad_states, 0.0)
+    weighted = weight.unsqueeze(2) * grad_inside.unsqueeze(1)
+    weighted = torch.nn.functional.pad(weighted, (0, 0, 0, kept.shape[1] - weight.shape[1]))
+    return torch.zeros_like(kept).index_add(0, idx, weighted)

@@ -15,7 +15,6 @@ from odebench.ode.methods.tableau import Tableau
 def make_fixed_forward(field: GraphField, method: Tableau) -> Callable[..., Tensor]:
     """The function ``solve`` below."""
     layout = field.layout
-    _ = layout.is_tensor, layout.is_tuple, layout.view_shape
 
     def solve(n: Tensor, grid: Tensor, y: Tensor, args: list[Tensor], path: Tensor) -> Tensor:
         """The state [N] after n steps from y [N].
@@ -56,7 +55,6 @@ def make_fixed_backward(
     moves: whether the times of the grid get gradients.
     """
     layout, slots = field.layout, slots_of(module, names)
-    _ = layout.is_tensor, layout.is_tuple, layout.view_shape
 
     def backward(
         n: Tensor,

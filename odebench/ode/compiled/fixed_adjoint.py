@@ -29,7 +29,7 @@ MAX_ROWS = 128
 
 
 class FixedAdjointChoices(NamedTuple):
-    """What distinguishes the graphs of one field's backward solves by fixed steps; see ``AdjointChoices``."""
+    """The choices that a graph of the backward solve by fixed steps is compiled for; see ``AdjointChoices``."""
 
     method: Tableau
     interpolates: bool
@@ -43,7 +43,6 @@ def make_fixed_adjoint(
     """The function ``backward`` below."""
     method, interpolates, names, arg_idx = choices
     layout, slots = field.layout, slots_of(module, names)
-    _ = layout.is_tensor, layout.is_tuple, layout.view_shape
 
     def backward(
         n: Tensor,

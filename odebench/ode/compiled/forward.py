@@ -218,8 +218,6 @@ def make_forward(
     inner: whether there are output times inside the span. by_tensor: see ``AdaptiveLoop``.
     """
     stages, order, differences = LoopStages.of(method, inner), method.order, method.last_differences
-    # Computing cached properties inside would break the graph.
-    _ = field.layout.is_tensor, field.layout.is_tuple, field.layout.view_shape
 
     def solve(
         numbers: Tensor,

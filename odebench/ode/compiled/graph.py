@@ -107,6 +107,8 @@ class CompiledGraph:
 
     def __init__(self, function: Callable[..., Any], kind: str, field: GraphField) -> None:
         self.function, self._kind, self._field = function, kind, field
+        # Computing cached properties inside would break the graph.
+        _ = field.layout.is_tensor, field.layout.is_tuple, field.layout.view_shape
         self._static: dict[tuple[torch.Size, ...], _Code] = {}
         self._shared = _Code(function, field.math, f"{kind} for inputs of any size")
         self._failed = False
