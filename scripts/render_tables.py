@@ -1,6 +1,6 @@
 """Render the tables of the pages from the CSV files in docs/results.
 
-    python scripts/render_tables.py        rewrite the tables in README.md and in the pages of docs/
+    python scripts/render_tables.py        rewrite the verdicts in these files, and the tables in README.md and docs/
 
 Tables are between <!-- NAME --> and <!-- end -->. The trainings are measured by ``measure_results.py``, DETEST by
 ``measure_detest.py``, the speed by `odebench bench` (files bench_NAME), and most of the rest by `odebench reproduce`
@@ -23,6 +23,7 @@ from reproduction_tables import (
     pivot_table,
     published_numbers,
     result_table,
+    rewrite_verdicts,
     solver_table,
     width_table,
 )
@@ -237,7 +238,8 @@ def detest_table(rows: list[dict[str, str]]) -> str:
 
 
 def render_pages() -> None:
-    """Rewrite the tables of all pages."""
+    """Rewrite all verdicts and the tables of all pages."""
+    rewrite_verdicts()
     for page, tables in tables_by_page().items():
         page.write_text(with_tables(page.read_text(encoding="utf-8"), tables), encoding="utf-8")
 

@@ -1,22 +1,21 @@
 """Tables of the pages with results of `odebench reproduce`."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import results
 from formatting import markdown, scientific
 
-from odebench.reporting.table import display_scale, format_value
-from odebench.reproduce.catalogue import find_reproduction
+from odebench.reporting.table import PARAMETERS, display_scale, format_value
+from odebench.reproduce.catalogue import Reproduction, find_reproduction
+from odebench.reproduce.table import RowVerdict, judge_again, judge_rows, read_measurement
+from odebench.reproduce.verdicts import MISSING, OTHER_MACHINE, PARTIAL, REPRODUCED, VERDICTS
 
 # A row of a file that `odebench reproduce` wrote.
 Row = dict[str, str]
 
 KL = "final/test_kl_nats"
-PARTIAL = "partial budget"
-AS_PUBLISHED = "as published"
-# Verdicts on published values, the best first.
-VERDICTS = ("reproduced", "not reached", PARTIAL)
 
 
 def overview_table(names: Sequence[str]) -> str:
@@ -32,31 +31,57 @@ def overview_table(names: Sequence[str]) -> str:
         source = find_reproduction(words[0]).source.partition(" (")[0]
         command = f"[`{' '.join(words)}`]({results.RESULTS.name}/{results.path_of(name).name})"
         share = (" and ".join(shares(rows)) or "–") + some
-        lines.append([source, command, share, f"{minutes:.0f}", verdict_counts(rows) or "–"])
+        lines.append([source, command, share, f"{minutes:.0f}", verdict_counts(judged(name)) or "–"])
     header = ["source", "`odebench reproduce`, with its results", "share of the published training", "minutes"]
     return markdown([*header, "verdicts"], lines)
 
 
-def verdict_counts(rows: Iterable[Row]) -> str:
-    """Count the verdicts on published numbers, and the comparisons that are as published."""
-    texts = [text for row in rows for text in row["verdict"].split("; ")]
-    counts = {word: sum(bool(re.match(f"{word}(,[^:]*)?: ", text)) for text in texts) for word in VERDICTS}
-    comparisons = [text for text in texts if " against " in text]
-    kept = sum(text.startswith(f"{AS_PUBLISHED}:") for text in comparisons)
-    parts = [f"{count} {word}" for word, count in counts.items() if count]
-    return ", ".join(parts + [f"{kept} of {len(comparisons)} comparisons {AS_PUBLISHED}"] * bool(comparisons))
+def reproduction_of(rows: Sequence[Row]) -> Reproduction:
+    """The reproduction that wrote a file, from its command."""
+    return find_reproduction(rows[0]["command"].split()[2])
+
+
+def judged(name: str) -> list[RowVerdict]:
+    """The verdicts on the rows of the file with this NAME."""
+    rows = results.read(name)
+    return judge_rows(reproduction_of(rows), map(read_measurement, rows))
+
+
+def rewrite_verdicts() -> None:
+    """Judge the rows of all files of `odebench reproduce` anew."""
+    for path in sorted(results.RESULTS.glob("*.csv")):
+        rows = results.read_csv(path)
+        if "verdict" in rows[0]:
+            path.write_text(judge_again(reproduction_of(rows), rows), encoding="utf-8")
+
+
+def verdict_counts(lines: Iterable[RowVerdict]) -> str:
+    """Count the verdicts on published values, and on comparisons of two rows."""
+    lines = list(lines)
+    values = count_words(line for line in lines if line.published)
+    pairs = count_words(line for line in lines if line.other)
+    parts = [f"{values[word]} {word}" for word in values], [f"{pairs[word]} {word}" for word in pairs]
+    texts = [prefix + ", ".join(words) for prefix, words in zip(("", "comparisons: "), parts, strict=True) if words]
+    return "; ".join(texts)
+
+
+def count_words(lines: Iterable[RowVerdict]) -> Counter[str]:
+    """The number of lines with each verdict, in the order of VERDICTS, without those that were not judged."""
+    words = [line.verdict.word for line in lines if line.verdict.word not in (OTHER_MACHINE, MISSING)]
+    return Counter(sorted(words, key=VERDICTS.index))
 
 
 def published_numbers(names: Iterable[str]) -> str:
     """A sentence with the number of published numbers, and how many of them have each verdict."""
-    rows = [row for name in names for row in results.read(name) if row["published"] and row["ours"]]
-    kinds = [[row for row in rows if row["verdict"].startswith(word)] for word in VERDICTS]
-    reproduced, missed, partial = map(len, kinds)
-    sizes = sum(row["number"] == "parameters" for row in kinds[0])
+    lines = [line for name in names for line in judged(name) if line.published]
+    counts = count_words(lines)
+    sizes = sum(line.ours.tag == PARAMETERS for line in lines if line.verdict.word == REPRODUCED)
+    partial, total = counts.pop(PARTIAL, 0), counts.total()
+    others = [f"{counts[word]} *{word}*" for word in counts if word != REPRODUCED]
     return (
-        f"Of {reproduced + missed + partial} published numbers **{reproduced} are reproduced** ({sizes} of them numbers"
-        f" of parameters)\n**and {missed} are not reached**; the other {partial} come from trainings shorter than the"
-        " published ones, and decide\nnothing yet."
+        f"Of {total} published numbers **{counts[REPRODUCED]} are reproduced** ({sizes} of them a number of"
+        f" parameters); the verdicts on the\nothers are {', '.join(others)}. {partial} more come from trainings shorter"
+        " than the published ones, and decide\nnothing yet."
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from odebench.errors import UsageError, unknown_name
 
 FULL_BUDGET = "full"
-DEFAULT_TOLERANCE = 0.1
+DEFAULT_MARGIN = 0.1
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Reproduction:
     rows: Sequence[TableRow]
     budgets: Mapping[str, Sequence[str]] = field(default_factory=dict)
     evaluations: Sequence[Sequence[str]] = ()
-    tolerance: Mapping[str, float] = field(default_factory=dict)
+    margin: Mapping[str, float] = field(default_factory=dict)
     figures: Sequence[str] = ()
     run_figures: Sequence[str] = ()
     comparison: bool = False

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from odebench.config.schema.quantities import higher_is_better
 from odebench.reporting.figures import OUTPUT_ERROR
-from odebench.reporting.published import NFE_RATIO, group_mean_and_std, training_fraction
+from odebench.reporting.published import NFE_RATIO, training_fraction
 from odebench.reporting.runs import Row, Run, RunCollection, RunGroup, mean_and_std, number, read_evaluations, read_rows
-from odebench.reporting.table import MINUTES
+from odebench.reporting.table import BACKWARD, FORWARD, MINUTES, num_seeds
 from odebench.reproduce import catalogue
+from odebench.reproduce.verdicts import Measurement
 from odebench.sweep.attempts import read_status
 from odebench.sweep.expand import expand
 from odebench.sweep.folder import Sweep
@@ -24,21 +25,40 @@ RATIO_PARTS = ("nfe_backward", "nfe_forward")
 class RowResult:
     """A row of the table, its runs, and their results.
 
-    statistics: tag -> mean and standard deviation, NaN if missing. training_fraction: the fraction of the published
-    training that the runs completed, the smallest of them; None if unknown. reason: why no run was completed, or "".
-    num_planned: the number of planned runs.
+    values: tag -> seed -> value, NaN if missing. training_fraction: the fraction of the published training that the
+    runs completed, the smallest of them; None if unknown. reason: why no run was completed, or "". num_planned: the
+    number of planned runs.
     """
 
     row: catalogue.TableRow
     group: RunGroup
-    statistics: dict[str, tuple[float, float]]
+    values: dict[str, dict[str, float]]
     training_fraction: float | None
     reason: str
     num_planned: int
 
     def mean(self, tag: str) -> float:
         """The mean of a tag over the runs; NaN if it is missing."""
-        return self.statistics[tag][0]
+        return mean_and_std(list(self.values[tag].values()))[0]
+
+    def measurement(self, tag: str) -> Measurement:
+        """The mean of a tag, with everything that is known about its error."""
+        values = self.values[tag]
+        tests = [run.overview.summary.get("test", {}) for run in self.group.done_runs if tag.startswith("final/test_")]
+        name = tag.removeprefix("final/test_")
+        errors = [test.get(f"{name.removesuffix('_nats')}_std_error", math.nan) for test in tests]
+        samples = {test.get("images") for test in tests} if name == "accuracy" else {None}
+        return Measurement(
+            self.row.name,
+            tag,
+            *mean_and_std(list(values.values())),
+            num_seeds(self.group),
+            values,
+            samples.pop() if len(samples) == 1 else None,
+            mean_and_std(errors)[0],
+            self.training_fraction,
+            self.reason or self.missing_runs,
+        )
 
     @property
     def missing_runs(self) -> str:
@@ -76,7 +96,7 @@ def collect_results(
             RowResult(
                 row,
                 group,
-                {tag: _row_statistics(row, tag, group, minutes, expected) for tag in tags},
+                {tag: _values_by_seed(row, tag, group, minutes, expected) for tag in tags},
                 min(fractions, default=None),
                 _reason(sweep, row_jobs[row.name], group),
                 len(row_jobs[row.name]),
@@ -93,20 +113,28 @@ def _reason(sweep: Sweep, jobs: Sequence[Job], group: RunGroup) -> str:
     return ", ".join(filter(None, [f"not done: {overview.status}", overview.message]))
 
 
-def _row_statistics(
+def _values_by_seed(
     row: catalogue.TableRow, tag: str, group: RunGroup, minutes: float, expected: set[EvaluationKey]
-) -> tuple[float, float]:
-    """The mean and standard deviation of a tag over a row's runs.
+) -> dict[str, float]:
+    """The values of a tag of a row's runs, by seed; runs that did not measure it are left out.
 
     If the row has ``within_time_of``, the values are those after `minutes` of training. If it has ``evaluation``, they
     are those of an evaluation, except for tags final/NAME. Otherwise they are those at the end of the training.
     """
-    if row.within_time_of is not None:
-        return mean_and_std([_value_after_minutes(run, tag, minutes) for run in group.done_runs])
-    if row.evaluation and not tag.startswith("final/"):
-        lines = [line for run in group.done_runs if (line := _evaluation(run, row.evaluation, expected))]
-        return mean_and_std([_evaluation_value(line, tag) for line in lines])
-    return group_mean_and_std(group, tag)
+    found = {}
+    for run in group.done_runs:
+        seed = str(int(run.settings.get("seed") or 0))
+        if row.within_time_of is not None:
+            found[seed] = _value_after_minutes(run, tag, minutes)
+        elif row.evaluation and not tag.startswith("final/"):
+            if line := _evaluation(run, row.evaluation, expected):
+                found[seed] = _evaluation_value(line, tag)
+        elif tag == NFE_RATIO:
+            forward = run.value(FORWARD)
+            found[seed] = run.value(BACKWARD) / forward if forward else math.nan
+        elif tag in run.overview.summary:
+            found[seed] = run.value(tag)
+    return found
 
 
 def _fraction_after_minutes(run: Run, minutes: float) -> float | None:

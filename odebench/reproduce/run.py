@@ -27,7 +27,7 @@ from odebench.reproduce.results import (
     expected_evaluations,
     job_identity,
 )
-from odebench.reproduce.table import as_csv, judge_rows, results_table, verdict_table
+from odebench.reproduce.table import as_csv, judge_rows, measurements, results_table, verdict_table
 from odebench.sweep.attempts import COMMAND, FINAL_STATUSES, FailurePolicy, read_status
 from odebench.sweep.cluster import is_cluster_override, read_cluster
 from odebench.sweep.expand import expand
@@ -230,7 +230,7 @@ def _print_and_write(planned: ReproductionPlan, sweep: Sweep) -> None:
     """Print the tables, and write them with the figures to the sweep's folder, replacing earlier ones."""
     reproduction, collection = planned.reproduction, collect_runs([sweep.path])
     found = collect_results(reproduction, planned.jobs, sweep, collection)
-    lines = judge_rows(reproduction, found)
+    lines = judge_rows(reproduction, measurements(found))
     tables = [*([verdict_table(lines)] if lines else []), results_table(found)]
     sources = dict.fromkeys(line.published.citation for line in lines if line.published)
     remarks = [notes.status_counts(collection), *notes.caveats(collection)]

@@ -1,65 +1,59 @@
 """Tables of a reproduction: our results with the published values and verdicts, and all results of each row."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from odebench.config.schema.quantities import higher_is_better
-from odebench.reporting.published import PublishedValue, format_percent, is_partial_budget, read_published
-from odebench.reporting.table import EMPTY, MINUTES, Table, csv_text, format_value, num_seeds, tag_title
-from odebench.reproduce.catalogue import DEFAULT_TOLERANCE, Reproduction
+from odebench.reporting.published import PublishedValue, read_published
+from odebench.reporting.table import (
+    EMPTY,
+    MINUTES,
+    Table,
+    csv_text,
+    display_scale,
+    format_value,
+    tag_title,
+)
+from odebench.reproduce.catalogue import DEFAULT_MARGIN, Reproduction
 from odebench.reproduce.results import RowResult
+from odebench.reproduce.verdicts import Measurement, Verdict, judge_pair, judge_published
 
 
 @dataclass(frozen=True)
 class RowVerdict:
-    """The verdict on one result of a row, compared with a published value or with another row."""
+    """The verdict on a number of a row: against a published value, or against the row named `other`."""
 
-    result: RowResult
-    tag: str
+    ours: Measurement
     published: PublishedValue | None
-    verdict: str
+    other: str
+    verdict: Verdict
 
 
-def judge_rows(reproduction: Reproduction, found: Sequence[RowResult]) -> list[RowVerdict]:
-    """Judge all results that have a published value, or that should be better than those of another row."""
+def judge_rows(reproduction: Reproduction, measured: Iterable[Measurement]) -> list[RowVerdict]:
+    """Judge all numbers that have a published value, or that should be better than those of another row."""
     values = {(one.row, one.tag): one for one in read_published() if one.of == reproduction.name and one.tag}
-    by_name = {result.row.name: result for result in found}
+    by_name = {row.name: row for row in reproduction.rows}
+    found = {(one.row, one.tag): one for one in measured}
+
+    def measurement(row: str, tag: str) -> Measurement:
+        return found.get((row, tag)) or Measurement(row, tag, math.nan)
+
     lines = []
-    for result in found:
-        row = result.row
+    for row in reproduction.rows:
         for tag in row.tags:
             if (published := values.get((row.published_row, tag))) is not None:
-                tolerance = reproduction.tolerance.get(tag, DEFAULT_TOLERANCE)
-                judged = _judge_published(result, tag, published.value, tolerance)
-                lines.append(RowVerdict(result, tag, published, judged))
+                ours, margin = measurement(row.name, tag), reproduction.margin.get(tag, DEFAULT_MARGIN)
+                lines.append(RowVerdict(ours, published, "", judge_published(ours, published, margin)))
         for other in map(by_name.__getitem__, row.better_than):
-            tag = other.row.tags[0]
-            one, two = (values.get((of, tag)) for of in (row.published_row, other.row.published_row))
+            tag = other.tags[0]
+            one, two = (values.get((of, tag)) for of in (row.published_row, other.published_row))
             ratio = one.value / two.value if one and two else math.nan
-            lines.append(RowVerdict(result, tag, None, _judge_comparison(result, other, tag, ratio)))
+            ours, margin = measurement(row.name, tag), reproduction.margin.get(tag, DEFAULT_MARGIN)
+            lines.append(
+                RowVerdict(ours, None, other.name, judge_pair(ours, measurement(other.name, tag), margin, ratio))
+            )
     return lines
-
-
-def _judge_published(result: RowResult, tag: str, published: float, tolerance: float) -> str:
-    if result.reason or not math.isfinite(result.mean(tag)):
-        return result.reason or "not measured"
-    text = published_verdict(tag, result.mean(tag), published, tolerance, result.training_fraction)
-    return "; ".join(filter(None, [text, result.missing_runs]))
-
-
-def _judge_comparison(result: RowResult, other: RowResult, tag: str, published_ratio: float) -> str:
-    for one in (result, other):
-        if one.reason or not math.isfinite(one.mean(tag)):
-            return f"{one.row.name} {one.reason or 'not measured'}"
-    text = comparison_verdict(tag, result.mean(tag), other.mean(tag), other.row.name, published_ratio)
-    if any(is_partial_budget(one.training_fraction) for one in (result, other)):
-        fractions = [one.training_fraction for one in (result, other)]
-        shares = " and ".join("?" if one is None else format_percent(one) for one in fractions)
-        text += f"; partial budget, {shares} of the published trainings"
-    if other.row.within_time_of == result.row.name and other.mean(MINUTES) < 0.99 * result.mean(MINUTES):
-        text += f"; that one ended after {other.mean(MINUTES):.3g} of {result.mean(MINUTES):.3g} minutes"
-    return "; ".join([text, *(f"{one.missing_runs} of {one.row.name}" for one in (result, other) if one.missing_runs)])
 
 
 def verdict_table(lines: Sequence[RowVerdict]) -> Table:
@@ -70,16 +64,26 @@ def verdict_table(lines: Sequence[RowVerdict]) -> Table:
     has_published = any(line.published for line in lines)
     rows = []
     for line in lines:
-        row = {"row": line.result.row.name, "number": _column_title(line.tag)}
+        ours = line.ours
+        row = {"row": ours.row, "number": _column_title(ours.tag)}
         if has_published:
             one = line.published
             row |= {
                 "printed": one.printed if one else EMPTY,
-                "published": format_value(line.tag, one.value) if one else EMPTY,
+                "published": format_value(ours.tag, one.value) if one else EMPTY,
             }
-        row |= {"ours": _format_result(line.result, line.tag), "seeds": str(num_seeds(line.result.group))}
-        rows.append(row | {"verdict": line.verdict})
+        row |= {"ours": format_value(ours.tag, ours.mean, ours.std), "95 % interval": format_interval(ours)}
+        rows.append(row | {"seeds": str(ours.num_seeds), "verdict": str(line.verdict)})
     return Table.of(rows, words=("row", "number", "printed", "verdict"))
+
+
+def format_interval(ours: Measurement) -> str:
+    """Format the 95 % interval in displayed units, with a digit more than its half-width has."""
+    low, high = (display_scale(ours.tag) * end for end in ours.interval)
+    if not high > low:
+        return EMPTY
+    decimals = max(1 - math.floor(math.log10(high - low)), 0)
+    return f"{low:,.{decimals}f} to {high:,.{decimals}f}"
 
 
 def results_table(found: Sequence[RowResult]) -> Table:
@@ -88,101 +92,92 @@ def results_table(found: Sequence[RowResult]) -> Table:
     A quantity from trainings and the same quantity from evaluations share a column, since a row has only one of them.
     """
     titles: dict[str, list[str]] = {}
-    for tag in sorted(dict.fromkeys(tag for one in found for tag in one.statistics), key=MINUTES.__eq__):
+    for tag in sorted(dict.fromkeys(tag for one in found for tag in one.values), key=MINUTES.__eq__):
         titles.setdefault(_column_title(tag), []).append(tag)
     rows = []
     for result in found:
         runs = result.reason or result.missing_runs.removesuffix(" runs") or str(result.num_planned)
-        row_tags = {
-            title: next((tag for tag in tags if tag in result.statistics), "") for title, tags in titles.items()
-        }
-        numbers = {title: _format_result(result, tag) for title, tag in row_tags.items()}
+        row_tags = {title: next((tag for tag in tags if tag in result.values), "") for title, tags in titles.items()}
+        numbers = {title: _format_result(result, tag) if tag else EMPTY for title, tag in row_tags.items()}
         rows.append({"row": result.row.name, "runs": runs} | numbers)
     return Table.of(rows, words=("row",))
 
 
 def _format_result(result: RowResult, tag: str) -> str:
-    return format_value(tag, *result.statistics.get(tag, (math.nan, math.nan)))
+    ours = result.measurement(tag)
+    return format_value(tag, ours.mean, ours.std)
 
 
 def _column_title(tag: str) -> str:
     return tag_title(tag).removeprefix("final/")
 
 
+def measurements(found: Iterable[RowResult]) -> list[Measurement]:
+    """The numbers of all rows."""
+    return [one.measurement(tag) for one in found for tag in one.values]
+
+
 def as_csv(lines: Sequence[RowVerdict], found: Sequence[RowResult], command: str) -> str:
-    """Format all results as CSV, in the units of their tags, with published value, verdict and command."""
+    """Format all results as CSV, in the units of their tags, with published value, interval, verdict and command."""
     rows = []
     for result in found:
         done = result.group.done_runs
-        for tag, (mean, std) in result.statistics.items():
-            judged = [line for line in lines if line.result is result and line.tag == tag]
-            published = next((line.published.value for line in judged if line.published), None)
-            reasons = [result.reason] if published is None else []
-            row = {
-                "row": result.row.name,
-                "number": tag,
-                "published": published,
-                "ours": mean,
-                "spread": std,
-                "seeds": num_seeds(result.group),
-                "share": result.training_fraction,
-                "minutes": result.mean(MINUTES),
-                "machine": "; ".join(dict.fromkeys(run.machine for run in done)),
-                "date": max((run.overview.time[:10] for run in done), default=""),
-                "verdict": "; ".join(filter(None, [*reasons, *(line.verdict for line in judged)])),
-                "command": command,
-            }
-            rows.append(row)
+        origin = {
+            "minutes": result.mean(MINUTES),
+            "machine": "; ".join(dict.fromkeys(run.machine for run in done)),
+            "date": max((run.overview.time[:10] for run in done), default=""),
+            "command": command,
+        }
+        rows += [measurement_columns(result.measurement(tag), lines) | origin for tag in result.values]
     return csv_text(rows)
 
 
-def published_verdict(tag: str, ours: float, published: float, tolerance: float, fraction: float | None) -> str:
-    """Say whether a published value was reproduced; a better result always counts as reproduced.
-
-    tolerance: the accepted relative deviation from the published value; for an accuracy, from the published error.
-    fraction: the fraction of the published training that our training completed; None if unknown.
-    """
-    if tag == MINUTES:  # times of another machine cannot be compared
-        return "another machine"
-    worse = how_much_worse(tag, ours, published)
-    more, less = ("worse", "better") if tag.startswith("final/test_") else ("more", "less")
-    if abs(worse) <= tolerance:
-        how = f"within {100 * abs(worse):.1f} %"
-    else:
-        how = f"{more if worse > 0 else less} by {100 * abs(worse):.0f} %"
-    if fraction is not None and is_partial_budget(fraction) and tag != "parameters":
-        return f"partial budget, {format_percent(fraction)} of the published training: {how}"
-    is_reached = abs(worse) <= tolerance or how.startswith("better")
-    return f"{'reproduced' if is_reached else 'not reached'}: {how}"
+def judge_again(reproduction: Reproduction, rows: Sequence[Mapping[str, str]]) -> str:
+    """Judge the rows of a CSV file anew, and format them as CSV."""
+    measured = list(map(read_measurement, rows))
+    lines = judge_rows(reproduction, measured)
+    origins = [{name: row[name] for name in ("minutes", "machine", "date", "command")} for row in rows]
+    return csv_text([measurement_columns(one, lines) | origin for one, origin in zip(measured, origins, strict=True)])
 
 
-def how_much_worse(tag: str, ours: float, published: float) -> float:
-    """The relative difference, positive if ours is worse (or larger, if neither direction is better).
+def measurement_columns(ours: Measurement, lines: Iterable[RowVerdict]) -> dict[str, Any]:
+    """The columns of the CSV file that hold a number with its interval and verdicts."""
+    judged = [line for line in lines if (line.ours.row, line.ours.tag) == (ours.row, ours.tag)]
+    low, high = ours.interval
+    return {
+        "row": ours.row,
+        "number": ours.tag,
+        "published": next((line.published.value for line in judged if line.published), None),
+        "ours": ours.mean,
+        "spread": ours.std,
+        "seeds": ours.num_seeds,
+        "values": " ".join(f"{seed}={value!r}" for seed, value in ours.values.items()),
+        "samples": ours.samples,
+        "std_error": ours.std_error,
+        "low": low,
+        "high": high,
+        "share": ours.share,
+        "missing": ours.missing,
+        "verdict": "; ".join(str(line.verdict) for line in judged),
+    }
 
-    For an accuracy it is the relative difference of the errors. If the published value is 0, it is 0 or infinite.
-    """
-    if tag.endswith("accuracy"):
-        ours, published = 1 - ours, 1 - published
-    elif _larger_is_better(tag):
-        ours, published = -ours, -published
-    gap = ours - published
-    return gap / abs(published) if published else math.copysign(math.inf, gap) if gap else 0.0
 
+def read_measurement(columns: Mapping[str, str]) -> Measurement:
+    """Read a number from a row of the CSV file."""
 
-def _larger_is_better(tag: str) -> bool:
-    """Whether a larger value is better."""
-    return higher_is_better(tag.removeprefix("final/test_").removeprefix("best/"))
+    def number(name: str) -> float:
+        return float(columns.get(name) or "nan")
 
-
-def comparison_verdict(tag: str, ours: float, others: float, name: str, published_ratio: float = math.nan) -> str:
-    """Say whether a row is better than another, as published: by at least half the published margin, if it is known."""
-    sign = -1.0 if _larger_is_better(tag) else 1.0
-    is_better, has_ratio = sign * ours < sign * others, math.isfinite(published_ratio)
-    word = "as published" if is_better else "not as published"
-    if is_better and has_ratio and abs(1 - ours / others) < 0.5 * abs(1 - published_ratio):
-        word = "better, but by less than half as much as published"
-    values = [format_value(tag, value) for value in (ours, others)]
-    text = f"{word}: {' against '.join(values)} of {name}"
-    if has_ratio:
-        text += f", ratio {ours / others:.2f} (published {published_ratio:.2f})"
-    return text
+    pairs = (word.split("=") for word in columns.get("values", "").split())
+    return Measurement(
+        columns["row"],
+        columns["number"],
+        number("ours"),
+        number("spread"),
+        int(columns["seeds"]),
+        {seed: float(value) for seed, value in pairs},
+        int(columns["samples"]) if columns.get("samples") else None,
+        number("std_error"),
+        float(columns["share"]) if columns["share"] else None,
+        columns.get("missing", ""),
+    )

@@ -64,7 +64,7 @@ def test_trainings_run_once_and_are_then_only_read(new_calls, tmp_path, capsys):
     assert new_calls() == []
     second = capsys.readouterr().out
     assert first.endswith(second)  # after the sweep's own table
-    assert "as published: 2 against 3 of two_moons: planar flow; partial budget, 10 %" in second
+    assert "partial budget: 10 % and 10 % of the published trainings, 2 against 3 of two_moons: planar flow" in second
     assert "ran on a processor, threads: 1, torch 2.13.0" in second
     assert second.splitlines()[-1] == f"written to {folder}: reproduction.md, reproduction.csv"
     row = csv_rows(folder)["two_moons: CNF", "final/test_nll_nats"]
@@ -94,7 +94,8 @@ def test_a_row_without_a_run_gives_the_reason(new_calls, tmp_path, capsys):
 def test_seeds_are_runs_of_each_row(new_calls, tmp_path):
     assert main(["reproduce", "figure5", "seed=0,1,2"]) == 0
     row = csv_rows(tmp_path / "outputs" / "reproduce" / "figure5-full")["two_circles: CNF", "final/test_nll_nats"]
-    assert (row["ours"], row["spread"], row["seeds"]) == ("3.0", "1.0", "3")
+    assert (row["ours"], row["spread"], row["seeds"], row["values"]) == ("3.0", "1.0", "3", "0=2.0 1=3.0 2=4.0")
+    assert row["verdict"] == "better: 3 against 4 of two_circles: planar flow, paired by 3 seeds"
 
 
 def test_results_are_compared_with_published_values(new_calls, tmp_path, capsys, monkeypatch):
@@ -103,8 +104,10 @@ def test_results_are_compared_with_published_values(new_calls, tmp_path, capsys,
     rows = csv_rows(tmp_path / "outputs" / "reproduce" / "table1-full")
     node = rows["ODE-Net", "final/test_accuracy"]
     assert (node["published"], node["ours"], node["minutes"]) == ("0.9958", "0.9956", "1.5")
-    assert node["verdict"] == "partial budget, 1.6 % of the published training: within 4.8 %"
-    assert rows["ODE-Net", "parameters"]["verdict"] == "reproduced: within 5.3 %"
+    assert node["verdict"] == "partial budget: 1.6 % of the published training, 4.8 % worse"
+    low, high = float(node["low"]), float(node["high"])
+    assert (node["samples"], low < 0.9956 < high) == ("10000", True)
+    assert rows["ODE-Net", "parameters"]["verdict"] == "different architecture: 5.3 % less"
     assert rows["control: ResNet of one block", "final/test_accuracy"]["published"] == ""
     assert "published: Chen et al. 2018, Table 1, recalled" in capsys.readouterr().out
 
@@ -150,8 +153,9 @@ def test_a_row_within_the_time_of_another_has_the_best_validation_in_that_time(
     planar = "target 1: planar flow, K = 2, in the CNF's time"
     assert rows[planar, "best/kl_nats"]["ours"] == "1.2"  # of 80 s in 1.5 minutes; the best follows at 120 s
     assert rows[planar, "final/minutes"]["ours"] == "1.5"
-    cnf = rows["target 1: CNF, M = 2", "best/kl_nats"]
-    assert cnf["verdict"].startswith(f"as published: 1.1 against 1.2 of {planar}; partial budget, 10 % and")
+    # Each pair is compared once, by its final result.
+    assert rows["target 1: CNF, M = 2", "best/kl_nats"]["verdict"] == ""
+    assert rows["target 1: CNF, M = 2", "final/test_kl_nats"]["verdict"].startswith("partial budget: 10 % and")
 
 
 def test_gradient_modes_are_trained_and_only_those_runs_are_evaluated(new_calls, tmp_path, capsys, monkeypatch):
