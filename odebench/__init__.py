@@ -1,6 +1,6 @@
 """odebench: measure the cost and the results of neural ODEs, by model, solver, tolerance and gradient mode.
 
-Public names are looked up on first use, so that ``import odebench`` loads neither torch nor Hydra.
+Public names are looked up on first use, so that ``import odebench`` loads neither torch, Hydra nor pandas.
 """
 
 import importlib
@@ -9,7 +9,9 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "train": "odebench.training.run",
     "load_run": "odebench.training.trained_run",
+    "load_runs": "odebench.reporting.table",
     "solve": "odebench.ode",
     "odeint": "odebench.ode",
     "odeint_adjoint": "odebench.ode",

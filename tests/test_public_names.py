@@ -100,7 +100,18 @@ def test_each_name_of_the_solver_works(name):
 
 
 def test_names_of_the_package():
-    names = {"load_run", "solve", "odeint", "odeint_adjoint", "odeint_event", "Solution", "SolveError", "__version__"}
+    names = {
+        "train",
+        "load_run",
+        "load_runs",
+        "solve",
+        "odeint",
+        "odeint_adjoint",
+        "odeint_event",
+        "Solution",
+        "SolveError",
+        "__version__",
+    }
     assert names <= set(odebench.__all__)
     assert all(getattr(odebench, name) is getattr(ode, name) for name in names & set(ode.__all__))
 
@@ -110,6 +121,25 @@ def test_load_run_gives_model_settings_and_task(tmp_path):
     assert run.settings.model.name == "odenet"
     assert isinstance(run.model, torch.nn.Module)
     assert run.task.model is run.model
+
+
+def test_train_gives_the_run_that_load_run_gives(tiny_odenet, without_figures, tmp_path):
+    run = odebench.train([*tiny_odenet, f"outputs={tmp_path}", "tol=1e-2"])
+    assert run.settings.tol == 1e-2
+    loaded = odebench.load_run(run.path)
+    assert type(run) is type(loaded)
+    images = torch.rand(2, 1, 28, 28)
+    assert torch.equal(run.model(images)[0], loaded.model(images)[0])
+    table = odebench.load_runs(tmp_path)
+    assert [*table["folder"]] == [str(run.path)]
+    assert table["final/test_accuracy"][0] == run.task.evaluate("test")["accuracy"]
+
+
+def test_train_raises_an_error_that_names_the_folder_unless_the_run_is_done(tiny_odenet, without_figures, tmp_path):
+    with pytest.raises(errors.UsageError, match=r"settings are a list, such as \['tol=1', 'seed=1'\]"):
+        odebench.train("tol=1 seed=1")
+    with pytest.raises(errors.Diverged, match=rf"after step \d: .*\(record in {tmp_path}/run\)"):
+        odebench.train([*tiny_odenet, f"run_dir={tmp_path / 'run'}", "trainer.max_nfe=1"])
 
 
 class Halve(torch.nn.Module):

@@ -128,7 +128,8 @@ def test_the_python_of_the_engine_page_prints_what_the_page_shows(capsys):
 def test_the_python_of_the_readme_runs(monkeypatch):
     import odebench
 
-    monkeypatch.setattr(odebench, "load_run", lambda folder: folder, raising=False)
+    for name in ("train", "load_runs"):
+        monkeypatch.setattr(odebench, name, lambda given: given, raising=False)
     (block,) = python_blocks((ROOT / "README.md").read_text(encoding="utf-8"))
     names = {}
     exec(compile(block[0], "README.md", "exec"), names)

@@ -1,16 +1,20 @@
-"""Tables of groups of runs: for the terminal, as Markdown, LaTeX and CSV."""
+"""Tables of runs as pandas DataFrames, and of groups of runs for the terminal, as Markdown, LaTeX and CSV."""
 
 import csv
 import io
+import logging
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
+
+import pandas
 
 from odebench.console import aligned
 from odebench.errors import UsageError, did_you_mean, split_names
 from odebench.record import layout
-from odebench.reporting.runs import RunCollection, RunGroup
+from odebench.reporting.runs import RunCollection, RunGroup, collect_runs
 
 PARAMETERS = "parameters"
 FORWARD, BACKWARD = "final/nfe_forward", "final/nfe_backward"
@@ -23,6 +27,29 @@ _DESCRIPTIONS = {
     PARAMETERS: "number of trained parameters",
     "runs": "completed runs, and all runs if some failed",
 }
+
+log = logging.getLogger(__name__)
+
+
+def load_runs(folder: Path | str = "outputs") -> pandas.DataFrame:
+    """Return all runs in a folder and below as a table with one row per run, unfinished runs included.
+
+    Columns: "folder", "status", "experiment", the settings by dotted key (``solver.rtol``), and the results
+    (``best/accuracy``, ``final/test_loss``, "parameters"). A run has no value (None or NaN) in the columns of others.
+
+    Damaged runs are left out with a warning. Raises UsageError if the folder does not exist.
+    """
+    collection = collect_runs([Path(folder)])
+    for line in collection.damaged:
+        log.warning(line)
+    starts, settings, results = [], [], []
+    for run in collection.runs:
+        starts.append((str(run.path), run.status, run.settings["experiment"]))
+        settings.append({key: value for key, value in run.overview.settings.items() if key != "budgets"})
+        summary = run.overview.summary.items()
+        results.append({tag: value for tag, value in summary if tag == "parameters" or layout.is_summary_tag(tag)})
+    first = pandas.DataFrame(starts, columns=["folder", "status", "experiment"])
+    return pandas.concat([first, pandas.json_normalize(settings), pandas.DataFrame(results)], axis=1)
 
 
 class Column(NamedTuple):

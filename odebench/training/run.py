@@ -9,7 +9,7 @@ import resource
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from odebench.config.compose import compose
 from odebench.config.read import read_settings
 from odebench.config.saved import read_saved, saved_settings
 from odebench.config.settings import Settings, run_name
@@ -43,10 +44,10 @@ from odebench.training import distributed
 from odebench.training.checkpoint import TrainingState, load_weights
 from odebench.training.environment import choose_device, compile_model, prepare_environment
 from odebench.training.loop import fit
-from odebench.training.preflight import check_batch_size, read_init_run, requested_folder
+from odebench.training.preflight import check_batch_size, check_folders, read_init_run, requested_folder
 from odebench.training.signals import StopRequest
 from odebench.training.summary import describe_settings, result_rows, summary_metrics, training_table
-from odebench.training.trained_run import DATA_SHARING_IMAGES, load_best_weights
+from odebench.training.trained_run import DATA_SHARING_IMAGES, TrainedRun, load_best_weights, load_run
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,26 @@ def train_run(config: DictConfig, overrides: list[str], settings: Settings | Non
         ):
             result = _train_and_test(training, settings, writer, stop)
     return _forward_signal(result, stop)
+
+
+def train(overrides: Sequence[str] = (), config_dir: Path | str | None = None) -> TrainedRun:
+    """Train a model from Python, and load it as `load_run` does. The record and the printed results are the command's.
+
+    overrides: settings as on the command line: ``["model=odenet", "tol=1e-3"]``. config_dir: see ``--config-dir``.
+
+    Raises UsageError for wrong settings, Diverged, RuntimeError if the training failed, and KeyboardInterrupt if it was
+    stopped. The last three name the folder, which can be resumed or loaded.
+    """
+    if isinstance(overrides, str):
+        raise UsageError(f"{overrides}: settings are a list, such as {overrides.split()}")
+    config = compose(overrides, config_dir)
+    settings = read_settings(config)
+    check_folders(settings)
+    result = train_run(config, list(overrides), settings)
+    if result.exit_code == DONE:
+        return load_run(result.folder)
+    kind = {DIVERGED: Diverged, STOPPED: KeyboardInterrupt}.get(result.exit_code, RuntimeError)
+    raise kind(f"{read_run(result.folder, metrics=False).status.get('message')} (record in {result.folder})")
 
 
 def resume_run(path: Path) -> RunResult:

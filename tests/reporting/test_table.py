@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+import odebench
 from odebench.errors import UsageError
 from odebench.reporting import notes, table
 from odebench.reporting.runs import collect_runs
@@ -128,3 +129,26 @@ def test_settings_with_newlines_do_not_break_rows():
     made = table.Table([table.Column("a", is_numeric=False)], [[table.TableCell("x\ny <z>", "")]])
     assert table.as_markdown(made).splitlines() == ["| a |", "| --- |", "| x y <z> |"]
     assert r"x y \textless{}z\textgreater{} \\" in table.as_latex(made)
+
+
+def test_load_runs_gives_settings_and_results_of_each_run(record, runs, caplog):
+    done = record(model__name="odenet", seed=3, extensions=["mine"], summary={"results": {"test accuracy": "94 %"}})
+    record(status="running", model__name="rknet", experiment="paper/mnist_odenet")
+    (record() / "status.json").write_text("{")
+    table = odebench.load_runs(runs)
+    assert "002" in caplog.text
+    assert [*table][:3] == ["folder", "status", "experiment"]
+    assert [*table["status"]] == ["done", "running"]
+    assert table["folder"][0] == str(done)
+    assert [*table["model.name"]] == ["odenet", "rknet"]
+    assert (table["seed"][0], table["extensions"][0]) == (3, ["mine"])
+    assert table["experiment"][1] == "paper/mnist_odenet"
+    assert table["final/test_accuracy"][0] == 0.94
+    assert math.isnan(table["final/test_accuracy"][1])
+    assert not {"results", "test", "budgets"} & {*table}
+
+
+def test_load_runs_without_runs_gives_an_empty_table_and_without_a_folder_an_error(tmp_path):
+    assert odebench.load_runs(tmp_path).empty
+    with pytest.raises(UsageError, match="is not a folder"):
+        odebench.load_runs(tmp_path / "nowhere")
