@@ -111,22 +111,14 @@ def _of_compiled_solve(c: Combination) -> Conflict | None:
     if c.checkpoints is not None:
         reason = "a compiled solve stores every step"
         return Conflict(("compile", "checkpoints"), reason, "leave checkpoints out, or choose compile=step")
-    for argument in ("event", "dense", "group") if c.fixed else ("event", "group"):
+    for argument in ("event", "group"):
         if getattr(c, argument):
-            where = " at fixed steps" if argument == "dense" else ""
-            reason = f"a compiled solve has no {_WORDS.get(argument, argument)}{where}"
+            reason = f"a compiled solve has no {_WORDS.get(argument, argument)}"
             return Conflict(("compile", argument), reason, "leave it out, or choose compile=step")
-    return _of_compiled_adjoint(c) if "adjoint" in c.gradient else None
-
-
-def _of_compiled_adjoint(c: Combination) -> Conflict | None:
     backward = c.adjoint_method or c.method
-    if not isinstance(backward, Tableau):
+    if "adjoint" in c.gradient and not isinstance(backward, Tableau):
         reason = f"only backward solves by explicit Runge-Kutta methods compile, not those by {backward.name}"
         return Conflict(("compile", "adjoint_method"), reason, "leave it out, or choose adjoint_method=dopri5")
-    if c.fixed and c.gradient == "interpolated_adjoint":
-        reason = f"a compiled solve has no gradient={c.gradient} at fixed steps"
-        return Conflict(("compile", "gradient", "steps"), reason, "choose gradient=adjoint, or leave compile out")
     return None
 
 

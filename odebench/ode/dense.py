@@ -124,6 +124,8 @@ class DenseOutput:
     If the solve used gradient="backprop", the result is differentiable with respect to everything that the solve was
     differentiable with respect to. With other modes, differentiating it raises RuntimeError. In all modes, the first
     derivative of the result with respect to a tensor of times can be computed.
+
+    interpolants: those of the steps, in order.
     """
 
     def __init__(
@@ -141,7 +143,7 @@ class DenseOutput:
         source: the states of the solve, given if they have a graph that the interpolants lack.
         """
         self._source = source
-        self._interpolants = list(pieces)
+        self.interpolants = list(pieces)
         self._unflatten = unflatten
         self._sign = math.copysign(1.0, pieces[0].h)
         self._starts = [self._sign * step.t for step in pieces]
@@ -150,7 +152,7 @@ class DenseOutput:
     @property
     def span(self) -> tuple[float, float]:
         """The first and the last time at which the solution can be evaluated."""
-        return self._interpolants[0].t, self._end
+        return self.interpolants[0].t, self._end
 
     def __call__(self, t: float | Sequence[float] | Tensor) -> Any:
         """Return the state at one time t, or the states [T, ...] at t [T], in the structure of y0.
@@ -171,7 +173,7 @@ class DenseOutput:
 
         It contains neither f nor a graph. Raises TypeError for a state that is not made of tuples, lists and dicts.
         """
-        interpolants = self._interpolants
+        interpolants = self.interpolants
         example = self._unflatten(interpolants[0].y.detach())
         _check_containers(example)
         tables = list(dict.fromkeys(step.weights for step in interpolants))
@@ -238,9 +240,9 @@ class DenseOutput:
             if not min(start, end) - slack <= time <= max(start, end) + slack:
                 raise ValueError(f"t={time:.6g} is outside the solution's span [{start:.6g}, {end:.6g}]")
         steps = [max(bisect.bisect_right(self._starts, self._sign * time) - 1, 0) for time in times]
-        parts, order = [self._interpolants[0].y.new_empty(0, len(self._interpolants[0].y))], []
+        parts, order = [self.interpolants[0].y.new_empty(0, len(self.interpolants[0].y))], []
         for n in sorted(set(steps)):
-            step, inside = self._interpolants[n], [i for i, step_n in enumerate(steps) if step_n == n]
+            step, inside = self.interpolants[n], [i for i, step_n in enumerate(steps) if step_n == n]
             parts.append(evaluate(step, [(times[i] - step.t) / step.h for i in inside]))
             order += inside
         states = torch.cat(parts)

@@ -173,8 +173,6 @@ INVALID = {
     "solver.compile=whole": "solver.compile=whole: must be true or false, or step or solve",
     "solver.compile=solve gradient=reversible solver=alf": "solver.compile=solve: "
     "only steps of explicit Runge-Kutta methods compile, not those of alf; leave it out, or choose solver=dopri5",
-    "solver=rk4 solver.compile=solve gradient=interpolated_adjoint": "solver.compile=solve: a compiled solve has no "
-    "gradient=interpolated_adjoint at fixed steps; choose gradient=adjoint, or leave compile out",
     "solver.compile=solve gradient=adjoint gradient.method=gl4": "solver.compile=solve: "
     "only backward solves by explicit Runge-Kutta methods compile, not those by gl4; leave it out, or choose "
     "gradient.method=dopri5",

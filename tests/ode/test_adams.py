@@ -246,7 +246,7 @@ def test_dense_output_is_continuous_and_accurate():
     solution = solve(pendulum, Y0, [0.0, 4.0], method=ADAMS, rtol=1e-9, atol=1e-9, dense=True)
     times = torch.linspace(0, 4, 200).tolist()
     torch.testing.assert_close(solution.dense(times), exact(times), rtol=1e-7, atol=1e-7)
-    for interpolant, after in itertools.pairwise(solution.dense._interpolants):
+    for interpolant, after in itertools.pairwise(solution.dense.interpolants):
         torch.testing.assert_close(interpolant.evaluate([1.0])[0], after.y, rtol=1e-11, atol=1e-11)
 
 

@@ -85,6 +85,40 @@ def test_a_solve_longer_than_its_buffers_continues(uncompiled, monkeypatch, time
     compare(times, method="heun3", steps=30)
 
 
+@pytest.mark.parametrize("gradient", ["backprop", "adjoint", None])
+@pytest.mark.parametrize("times", TIMES, ids=["ends", "inside", "back"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id=""),
+        pytest.param({"method": "dopri5", "jump_t": [0.1, 0.7, 1.0, 5.0]}, id="jump_t"),
+        pytest.param({"method": "euler", "step_t": [0.7, 0.8], "max_steps": 10}, id="max_steps"),
+    ],
+)
+def test_dense_output(uncompiled, monkeypatch, gradient, times, options):
+    """It interpolates between the slopes at both ends of a step, on both sides of a jump."""
+    monkeypatch.setattr(fixed_run, "MAX_ROWS", 4)
+
+    class Jumping(Network):
+        def forward(self, t, y, scale):
+            return super().forward(t, y, scale) * torch.where(t < 0.7, 1.0, -2.0)
+
+    field, (y0, scale) = Jumping(), start(requires_grad=gradient is not None)
+    options = {"method": "rk4", "steps": 9, "dense": True, "gradient": gradient or "backprop", **options}
+    parameters = field.parameters() if gradient else ()
+    with torch.set_grad_enabled(gradient is not None):
+        eager, compiled = both(field, y0, times, (scale,), parameters, **options)
+    assert_equal(eager, compiled)
+    dense, expected = compiled[0].dense, eager[0].dense
+    assert dense.span == expected.span
+    at = torch.linspace(*dense.span, 101, dtype=torch.float64)
+    torch.testing.assert_close(dense(at), expected(at), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(dense.derivative(at), expected.derivative(at), rtol=1e-7, atol=1e-7)
+    if gradient:
+        with pytest.raises(RuntimeError, match="and without compile='solve'"):
+            dense(at).sum().backward()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_structures_of_tensors(uncompiled, dtype):
     both_with_structures(dtype, method="rk4", steps=5)
@@ -166,11 +200,10 @@ def test_noise_and_errors_of_f(uncompiled):
             solve(lambda t, y: y[:1], y0, (0.0, 1.0), **options)
 
 
-@pytest.mark.parametrize("argument", ["event", "dense"])
-def test_choices_that_are_refused(argument):
-    options = {"event": {"event": lambda t, y: y[0]}, "dense": {"dense": True}}[argument]
-    with pytest.raises(ValueError, match=f"a compiled solve has no {argument}"):
-        solve(lambda t, y: -y, torch.ones(2), (0.0, 1.0), method="rk4", steps=4, compile="solve", **options)
+def test_events_are_refused():
+    options = {"event": lambda t, y: y[0], "method": "rk4", "steps": 4, "compile": "solve"}
+    with pytest.raises(ValueError, match="a compiled solve has no event"):
+        solve(lambda t, y: -y, torch.ones(2), (0.0, 1.0), **options)
 
 
 WEIGHT = torch.ones(2, requires_grad=True)

@@ -38,6 +38,11 @@ MODES = [
     pytest.param({"gradient": Adjoint(steps=13)}, id="adaptive"),
     pytest.param({"gradient": InterpolatedAdjoint(steps=13)}, id="interpolated"),
     pytest.param({"gradient": InterpolatedAdjoint(method="rk4", steps=13)}, id="interpolated_method"),
+    pytest.param({"gradient": "interpolated_adjoint", "steps": 9}, id="interpolated_same"),
+    pytest.param(
+        {"gradient": InterpolatedAdjoint(method="rk4", steps=13, norm="full"), "method": "euler", "steps": 9},
+        id="interpolated_both",
+    ),
 ]
 
 
@@ -57,8 +62,9 @@ def compare(times, dtype=torch.float64, tolerance=1e-9, **options):
 
 
 @pytest.mark.parametrize(("method", "times"), each_with_few_times(EXPLICIT, TIMES, "dopri5", "rk4"))
-def test_every_method_takes_the_eager_steps(uncompiled, compiled_runs, method, times):
-    compare(times, method=method, steps=9, gradient="adjoint")
+@pytest.mark.parametrize("mode", ["adjoint", "interpolated_adjoint"])
+def test_every_method_takes_the_eager_steps(uncompiled, compiled_runs, mode, method, times):
+    compare(times, method=method, steps=9, gradient=mode)
     assert len(compiled_runs) == 1
 
 
@@ -195,13 +201,6 @@ def test_states_of_any_size_share_a_graph(captured, caplog, options):
     assert_sizes_share_a_graph(assert_equal_backward, caplog, TIMES[:2], rtol=1e-3, **options)
 
 
-def test_interpolated_adjoint_at_fixed_steps_is_refused():
-    message = "has no gradient='interpolated_adjoint' at fixed steps; choose gradient='adjoint', or leave compile out"
-    y0, options = torch.ones(2, requires_grad=True), {"compile": "solve", "gradient": "interpolated_adjoint"}
-    with pytest.raises(ValueError, match=message):
-        solve(lambda t, y: -y, y0, (0.0, 1.0), steps=4, **options)
-
-
 @needs_compiler
 @pytest.mark.compiler
 @pytest.mark.parametrize(
@@ -209,6 +208,7 @@ def test_interpolated_adjoint_at_fixed_steps_is_refused():
     [
         pytest.param({"gradient": "adjoint", "method": "rk4", "steps": 200, "jump_t": [0.7]}, id="fixed"),
         pytest.param({"gradient": InterpolatedAdjoint(steps=9)}, id="interpolated"),
+        pytest.param({"gradient": "interpolated_adjoint", "method": "rk4", "steps": 9}, id="interpolated_fixed"),
     ],
 )
 def test_compiled_by_inductor(compiled_runs, options):

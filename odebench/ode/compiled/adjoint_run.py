@@ -12,6 +12,7 @@ from odebench.ode.compiled.adjoint import AdjointChoices, make_adjoint
 from odebench.ode.compiled.graph import CompiledGraph
 from odebench.ode.compiled.outputs import padded_length
 from odebench.ode.compiled.step_control import LoopState, tolerance_tensor
+from odebench.ode.dense import Interpolant, weights_by_power
 from odebench.ode.methods.tableau import Tableau
 from odebench.ode.plan import SolvePlan
 from odebench.ode.solution import SolveOutcome, Stats, Status
@@ -80,6 +81,23 @@ class BackwardStart(NamedTuple):
         ]
         padding = [[0.0] * 3] * (length - len(stops))
         return stops, [torch.tensor([*stops, *padding], dtype=torch.float64), *tables]
+
+
+def path_tables(interpolants: Sequence[Interpolant]) -> list[Tensor]:
+    """The dense output of n steps as tables for a graph.
+
+    These are its first and last time in increasing order [2]; the start and signed size of each step, and infinity,
+    [M, 2]; y and the D slopes of each step [M, D + 1, N]; and the coefficients of its polynomials [p, D].
+    """
+    first, last = interpolants[0], interpolants[-1]
+    rows = [[step.t, step.h] for step in interpolants]
+    padding = padded_length(len(rows)) - len(rows)
+    steps = torch.tensor([*rows, *[[math.copysign(math.inf, first.h), 1.0]] * padding], dtype=torch.float64)
+    slopes = torch.stack([step.stacked_slopes() for step in interpolants])
+    kept = torch.cat([torch.stack([step.y for step in interpolants]).unsqueeze(1), slopes], 1)
+    kept = torch.nn.functional.pad(kept, (0, 0, 0, 0, 0, padding))
+    span = torch.tensor(sorted([first.t, last.t + last.h]), dtype=torch.float64)
+    return [span, steps, kept, weights_by_power(first.weights)]
 
 
 def run_adjoint(

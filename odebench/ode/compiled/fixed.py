@@ -16,27 +16,38 @@ def make_fixed_forward(field: GraphField, method: Tableau) -> Callable[..., Tens
     """The function ``solve`` below."""
     layout = field.layout
 
-    def solve(n: Tensor, grid: Tensor, y: Tensor, args: list[Tensor], path: Tensor) -> Tensor:
+    def solve(n: Tensor, grid: Tensor, y: Tensor, args: list[Tensor], path: Tensor, slopes: Tensor | None) -> Tensor:
         """The state [N] after n steps from y [N].
 
         n: int64. grid [rows + 1]: the steps go from each time to the next, float64.
         path [rows, N]: overwritten with the state at the start of each step.
+        slopes [rows, 3, N]: overwritten with the slopes of each step's ``HERMITE`` interpolation. No jump may lie
+            between the steps then.
         """
         steps = torch.stack([grid[:-1], grid[1:]], dim=1)
+        direction = torch.sign(grid[1] - grid[0])
 
         def rate(t: Tensor, y: Tensor) -> Tensor:
             return layout.evaluate_flat(field.f, t, y, args)
 
-        def is_left(i: Tensor, y: Tensor) -> Tensor:
+        def is_left(i: Tensor, *carried: Tensor) -> Tensor:
             return i < n
 
-        def step(i: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-            t, t_next = steps.index_select(0, i.reshape(1))[0].unbind()
+        def step(i: Tensor, y: Tensor, *k: Tensor) -> tuple[Tensor, ...]:
+            row = (i.reshape(1),)
+            t, t_next = steps.index_select(0, *row)[0].unbind()
             # Not by path[i] = ..., which inductor does not lower in a loop.
-            path.index_put_((i.reshape(1),), y.unsqueeze(0))
-            return i + 1, take_step(field, method, rate, t, t_next, y)
+            path.index_put_(row, y.unsqueeze(0))
+            y_next = take_step(field, method, rate, t, t_next, y, *k)
+            if slopes is None:
+                return i + 1, y_next
+            k_next = field.at(t_next, y_next, args, -direction)
+            mean = (y_next - y) / (t_next - t).to(y.dtype)
+            slopes.index_put_(row, torch.stack([*k, k_next, mean]).unsqueeze(0))
+            return i + 1, y_next, k_next
 
-        return loop(is_left, step, (torch.zeros_like(n), y.clone()))[1]
+        first = () if slopes is None else (field.at(grid[0], y, args, direction).clone(),)
+        return loop(is_left, step, (torch.zeros_like(n), y.clone(), *first))[1]
 
     return solve
 
@@ -104,13 +115,22 @@ def make_fixed_backward(
 
 
 def take_step(
-    field: GraphField, method: Tableau, rate: Callable[[Tensor, Tensor], Tensor], t: Tensor, t_next: Tensor, y: Tensor
+    field: GraphField,
+    method: Tableau,
+    rate: Callable[[Tensor, Tensor], Tensor],
+    t: Tensor,
+    t_next: Tensor,
+    y: Tensor,
+    *first: Tensor,
 ) -> Tensor:
-    """The state [N] at t_next after a step from y [N] at t. rate: f(t, y) [N] at a time from ``field.time``."""
+    """The state [N] at t_next after a step from y [N] at t.
+
+    rate: f(t, y) [N] at a time from ``field.time``. first: the first stage [N], if it was evaluated already.
+    """
     h = t_next - t
     h_y = h.to(y.dtype)
-    ks: list[Tensor] = []
-    for c, row in zip(method.c, method.a, strict=True):
+    ks = [*first]
+    for c, row in zip(method.c[len(ks) :], method.a[len(ks) :], strict=True):
         time = (t + c * h).to(y.dtype)
         if field.one_sided and c in (0.0, 1.0):
             inside = field.time(time.detach(), y, (1 - 2 * c) * torch.sign(h.detach()))

@@ -62,7 +62,7 @@ def make_fixed_adjoint(
             there, or -1; float64. states, gradients: [T, N] y and dL/dy at the output times.
         z: the backward state, y and the adjoint [2N], or the adjoint [N] if y is interpolated.
         check: a sum over all backward states, which is finite only if they are, float64.
-        totals: the gradients of the parameters and arguments so far. path: see ``CompiledRun.path``; or empty.
+        totals: the gradients of the parameters and arguments so far. path: see ``path_tables``; or empty.
         """
         num = states.shape[1]
         targets = [*parameters, *(args[i] for i in arg_idx)]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from odebench.ode.compiled.field import FieldModule, GraphField, UsedParameters
 from odebench.ode.compiled.fixed import make_fixed_backward, make_fixed_forward
 from odebench.ode.compiled.graph import CompiledGraph, NotCompiledError
+from odebench.ode.dense import HERMITE, Interpolant
 from odebench.ode.integrate import IntegrationResult, grid_with_stops
 from odebench.ode.methods.tableau import Tableau
 from odebench.ode.plan import SolvePlan, corners_at_times
@@ -26,11 +27,11 @@ MIN_ROWS, MAX_ROWS, BUFFER_BYTES = 4, 128, 2**26
 class FixedGraphs:
     """The graphs of solves by fixed steps that differ only in numbers.
 
-    modules: those that f refers to. is_checked, used: see ``CompiledSolve``.
+    modules: those that f refers to. dense: whether to keep dense output. is_checked, used: see ``CompiledSolve``.
     """
 
-    def __init__(self, field: GraphField, modules: Sequence[nn.Module], method: Tableau) -> None:
-        self._field, self._method = field, method
+    def __init__(self, field: GraphField, modules: Sequence[nn.Module], method: Tableau, dense: bool) -> None:
+        self._field, self._method, self.dense = field, method, dense
         self.module, self.is_checked = FieldModule(field.f, modules), False
         self.used: UsedParameters | None = None
         self.forward = CompiledGraph(make_fixed_forward(field, method), "solve", field)
@@ -58,12 +59,13 @@ class FixedGraphs:
 
 
 class StoredPath(NamedTuple):
-    """The n steps of one run of the loop, from the point ``start`` on; for grid and path see ``make_fixed_forward``."""
+    """The n steps of one run of the loop, from the point ``start`` on; for the tensors see ``make_fixed_forward``."""
 
     start: int
     n: int
     grid: Tensor
     path: Tensor
+    slopes: Tensor | None
 
 
 class FixedSolve:
@@ -94,19 +96,25 @@ class FixedSolve:
         self._stored: list[StoredPath] = []
 
     def states(self, y: Tensor, args: list[Tensor], keep: bool) -> Tensor:
-        """Step from y [N]; return the states [K, N] at the knots. keep: whether to keep all states for the gradient."""
-        rows = max(MIN_ROWS, min(MAX_ROWS, BUFFER_BYTES // max(y.numel() * y.element_size(), 1)))
-        states, num_steps = list[Tensor](), len(self.points) - 1
-        for start in range(0, num_steps, rows):
+        """Step from y [N]; return the states [K, N] at the knots.
+
+        keep: whether to keep all states, for the gradient or dense output.
+        """
+        dense, states, num_steps = self.graphs.dense, list[Tensor](), len(self.points) - 1
+        row_bytes = max(y.numel() * y.element_size() * (4 if dense else 1), 1)
+        rows = max(MIN_ROWS, min(MAX_ROWS, BUFFER_BYTES // row_bytes))
+        jumps = [i for i, point in enumerate(self.points[:-1]) if dense and point in self.plan.jump_times]
+        for start, end in itertools.pairwise(sorted({*range(0, num_steps, rows), *jumps, num_steps})):
             if keep or not start:
                 path = y.new_empty(rows, y.numel())
-            n = min(rows, num_steps - start)
-            grid = torch.tensor(self.points[start : start + n + 1] + [0.0] * (rows - n), dtype=torch.float64)
-            y = self.graphs.forward(torch.tensor(n), grid, y, args, path)
-            knots = self._knots_between(start, start + n)
+                slopes = y.new_empty(rows, 3, y.numel()) if dense else None
+            n = end - start
+            grid = torch.tensor(self.points[start : end + 1] + [0.0] * (rows - n), dtype=torch.float64)
+            y = self.graphs.forward(torch.tensor(n), grid, y, args, path, slopes)
+            knots = self._knots_between(start, end)
             states.append(path[torch.tensor(self.knots[knots], dtype=torch.int64) - start])
             if keep:
-                self._stored.append(StoredPath(start, n, grid, path))
+                self._stored.append(StoredPath(start, n, grid, path, slopes))
         return torch.cat([*states, y.unsqueeze(0)] if self.knots[-1] == num_steps else states)
 
     def _knots_between(self, start: int, end: int) -> slice:
@@ -128,7 +136,7 @@ class FixedSolve:
         grad_points = torch.zeros(len(self.points), dtype=torch.float64)
         totals = [torch.zeros_like(x) for x in (*parameters, *(args[i] for i in arg_idx))]
         grad_y = grad_states[self.knots.index(self.last)].clone()
-        for start, n, grid, path in reversed(self._stored):
+        for start, n, grid, path, _ in reversed(self._stored):
             n = min(n, self.last - start)
             if n <= 0:
                 continue
@@ -175,10 +183,20 @@ class FixedSolve:
         stats.accepted = len(stats.step_sizes)
         # After a jump, the eager solve evaluates f once more.
         jumps = sum(point in self.plan.jump_times for point in self.points[1 : len(self._grid) - 1])
-        stats.nfe += stats.accepted * self.plan.method.stages + jumps + (status is Status.max_steps)
+        at_end = self.plan.dense or status is Status.max_steps
+        stats.nfe += stats.accepted * self.plan.method.stages + jumps + at_end
         outcome = SolveOutcome(status, reached, end_time, stats.step_sizes[-1], math.nan, stats.nfe)
         rows = list(range(len(times)))
-        return IntegrationResult(states, outcome, abs(outcome.step_size), None, times, rows, end_time)
+        result = IntegrationResult(states, outcome, abs(outcome.step_size), None, times, rows, end_time)
+        result.interpolants = self._interpolants()
+        return result
+
+    def _interpolants(self) -> list[Interpolant]:
+        """The dense output of each step, if it was kept."""
+        chunks = ((x.path[: x.n], x.slopes[: x.n]) for x in self._stored if x.slopes is not None)
+        kept = [row for path, slopes in chunks for row in torch.cat([path.unsqueeze(1), slopes], 1).unbind()]
+        steps = zip(itertools.pairwise(self.points), kept, strict=False)
+        return [Interpolant(t, t_next - t, row[0], row[1:], HERMITE) for (t, t_next), row in steps]
 
     def _outputs(self, states: Tensor, t: Tensor | None, points: Tensor | None, count: int) -> Tensor:
         """The states at the first ``count`` output times, by linear interpolation; for the others see ``result``."""

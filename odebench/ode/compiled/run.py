@@ -105,7 +105,7 @@ def find_compiled_solve(problem: InitialValueProblem, plan: SolvePlan, keep: boo
 
 def find_fixed_graphs(problem: InitialValueProblem, plan: SolvePlan) -> FixedGraphs:
     """The graphs for fixed steps; see ``find_compiled_solve``."""
-    graphs: FixedGraphs = _find(FixedGraphs, problem, plan)
+    graphs: FixedGraphs = _find(FixedGraphs, problem, plan, plan.dense)
     return graphs
 
 
@@ -135,22 +135,6 @@ class CompiledRun(NamedTuple):
     solve: CompiledSolve
     chunks: list[StoredSteps]
     times: Tensor
-
-    def path(self) -> list[Tensor]:
-        """The dense output as tables for a graph.
-
-        These are its first and last time in increasing order [2]; the start and signed size of each of n steps, and
-        infinity, [M, 2]; y and the stages [M, D + 1, N]; and the coefficients of its polynomials [p, D].
-        """
-        rows = [row[:2] for chunk in self.chunks for row in chunk.rows]
-        (first, h), (last, last_h) = rows[0], rows[-1]
-        width = self.solve.polynomials.shape[1] + 1
-        kept = torch.cat([chunk.buffers.kept[: chunk.n, :width] for chunk in self.chunks])
-        padding = padded_length(len(rows)) - len(rows)
-        steps = torch.tensor([*rows, *[[math.copysign(math.inf, h), 1.0]] * padding], dtype=torch.float64)
-        kept = torch.nn.functional.pad(kept, (0, 0, 0, 0, 0, padding))
-        span = torch.tensor(sorted([first, last + last_h]), dtype=torch.float64)
-        return [span, steps, kept, self.solve.polynomials]
 
 
 def run_solve(
@@ -188,7 +172,7 @@ def run_fixed(problem: InitialValueProblem, plan: SolvePlan, parameters: Sequenc
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         check_field(problem, graphs)
         solve = FixedSolve(problem, plan, graphs)
-        states = solve.states(problem.y0.detach(), [arg.detach() for arg in problem.args], keep=False)
+        states = solve.states(problem.y0.detach(), [arg.detach() for arg in problem.args], keep=plan.dense)
         return FixedRun(solve.result(states), graphs)
 
 

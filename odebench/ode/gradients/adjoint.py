@@ -18,12 +18,12 @@ from torch import Tensor
 
 from odebench.ode.arguments import as_number, as_positive_integer
 from odebench.ode.compiled.adjoint import AdjointChoices, BackwardNorm
-from odebench.ode.compiled.adjoint_run import BackwardStart, run_adjoint
+from odebench.ode.compiled.adjoint_run import BackwardStart, path_tables, run_adjoint
 from odebench.ode.compiled.field import names_of
 from odebench.ode.compiled.fixed_adjoint import FixedAdjointChoices, run_fixed_adjoint
 from odebench.ode.compiled.fixed_run import FixedGraphs
 from odebench.ode.compiled.graph import NotCompiledError
-from odebench.ode.compiled.run import CompiledRun, CompiledSolve, run_solve
+from odebench.ode.compiled.run import CompiledSolve, run_solve
 from odebench.ode.control import LargestRms, Norm, Tolerance, rms_over
 from odebench.ode.dense import DenseOutput
 from odebench.ode.forward_solve import ForwardSolve
@@ -239,9 +239,7 @@ class AdjointSolve(torch.autograd.Function):
         result = solve.eager_result(None, captured.f) if run is None else run.result
         results.append(result)
         ctx.problem, ctx.solve = solve.problem, backward_solve(result)
-        ctx.compiled, ctx.path = None if run is None else run.solve, []
-        if isinstance(run, CompiledRun) and ctx.solve.dense_output is not None:
-            ctx.path = run.path()
+        ctx.compiled = None if run is None else run.solve
         # Not as saved tensors: hooks may replace those, and captured tensors are recognised by identity.
         ctx.parameters, ctx.captured = captured.parameters, captured.captured
         ctx.save_for_backward(result.states, *tensors)
@@ -307,7 +305,8 @@ def _solve_compiled(
     # The scale has no effect on fixed steps.
     scale = _scale(grad_states[last], plan) if solve.relative and not is_fixed else 1.0
     start = BackwardStart(solve.times, states[: last + 1], grad_states[: last + 1], grad_states[last] / scale, scale)
-    inputs = parameters, accumulator.args, accumulator.totals, ctx.path, stats
+    path = [] if solve.dense_output is None else path_tables(solve.dense_output.interpolants)
+    inputs = parameters, accumulator.args, accumulator.totals, path, stats
     with torch.autocast(states.device.type, enabled=False):
         if is_fixed:
             fixed = FixedAdjointChoices(method, interpolates, names, arg_idx)
