@@ -99,6 +99,8 @@ def interleave(timers: Mapping[str, Callable[[], float]], repeats: int, limit_s:
     names = list(timers)
     collecting = gc.isenabled()
     gc.disable()
+    gc.collect()
+    gc.freeze()  # else each round searches all objects of the libraries, which takes longer than the solves
     try:
         for number in range(repeats):
             gc.collect()
@@ -108,6 +110,7 @@ def interleave(timers: Mapping[str, Callable[[], float]], repeats: int, limit_s:
                 if len(spent) < min(3, repeats) or sum(spent) < limit_s:
                     spent.append(timers[name]())
     finally:
+        gc.unfreeze()
         if collecting:
             gc.enable()
     return times

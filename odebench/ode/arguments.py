@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from odebench.ode.torch_func import needs_derivative, under_vmap
+from odebench.ode.torch_func import needs_derivative, to_list, under_vmap
 
 # float() would take some of them.
 _NO_NUMBERS = (str, bytes, bool, type(None))
@@ -98,7 +98,7 @@ def check_times(t: Tensor) -> list[float]:
         raise TypeError(f"t must hold real times, got {t.dtype}")
     if t.dim() != 1 or t.numel() < 2:
         raise ValueError(f"t must hold two or more times in one dimension, got shape {tuple(t.shape)}")
-    times = t.tolist()
+    times: list[float] = to_list(t)
     if not all(map(math.isfinite, times)):
         raise ValueError("t must be finite")
     if times not in (increasing := sorted(set(times)), increasing[::-1]):

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from odebench.ode.torch_func import to_list
+
 Norm = Callable[[Tensor], float]
 """A function from a scaled error [N] to a number, zero or positive, with |c x| = |c| |x|.
 
@@ -40,7 +42,7 @@ def rms_of_parts(parts: Sequence[Tensor], group: ProcessGroup | None) -> list[fl
     if group is not None:
         num_shares = group.size()
         norms = sum_over(group, norms.double().square()).sqrt()
-    return [x / math.sqrt(max(part.numel() * num_shares, 1)) for x, part in zip(norms.tolist(), parts, strict=True)]
+    return [x / math.sqrt(max(part.numel() * num_shares, 1)) for x, part in zip(to_list(norms), parts, strict=True)]
 
 
 @dataclass(frozen=True)

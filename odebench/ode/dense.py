@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from odebench.ode.once_differentiable import first_derivative_only
-from odebench.ode.torch_func import needs_derivative
+from odebench.ode.torch_func import needs_derivative, to_list
 from odebench.ode.transfer import queued
 
 PolynomialWeights = tuple[tuple[float, ...], ...]
@@ -259,7 +259,7 @@ def _as_list(t: float | Sequence[float] | Tensor) -> tuple[list[float], float]:
         return list(map(float, t if _is_sequence(t) else [t])), 0.0  # type: ignore[arg-type]
     if t.dim() > 1:
         raise ValueError(f"t must be one time, or several in one dimension, got shape {tuple(t.shape)}")
-    return t.reshape(-1).tolist(), torch.finfo(t.dtype).eps if t.is_floating_point() else 0.0
+    return to_list(t.reshape(-1)), torch.finfo(t.dtype).eps if t.is_floating_point() else 0.0
 
 
 def _check_containers(state: Any) -> None:

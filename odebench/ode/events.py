@@ -23,7 +23,7 @@ from odebench.ode.dense import Interpolant
 from odebench.ode.once_differentiable import first_derivative_only
 from odebench.ode.problem import InitialValueProblem
 from odebench.ode.solution import EventHits
-from odebench.ode.torch_func import needs_derivative, transform_active
+from odebench.ode.torch_func import needs_derivative, to_list, transform_active
 
 # If a function is exactly zero at the start of a step, its sign is taken at this theta instead.
 THETA_AFTER_START = 2.0**-10
@@ -168,7 +168,7 @@ class EventDetector:
         if self._functions not in (None, functions):
             raise ValueError("an event function must always return the same number of elements as at the first time")
         self._functions = functions
-        return torch.cat(values).tolist()
+        return to_list(torch.cat(values))
 
     def _call(self, index: int, t: float, y: Tensor) -> Tensor:
         """Return the elements [E] of an event function at t and y [N]."""

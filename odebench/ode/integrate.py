@@ -24,7 +24,7 @@ from odebench.ode.output import OutputRecorder
 from odebench.ode.plan import SolvePlan
 from odebench.ode.scipy_bridge import solve_span
 from odebench.ode.solution import SolveOutcome, Stats, Status
-from odebench.ode.torch_func import under_vmap, without_autocast
+from odebench.ode.torch_func import to_list, under_vmap, without_autocast
 
 
 class Observer:
@@ -156,7 +156,7 @@ def _cut_non_finite(states: Tensor, outcome: SolveOutcome, recorder: OutputRecor
     # The sum of all elements is finite only if they are; it takes a fraction of the time.
     if cmath.isfinite(states.detach().sum().item()):
         return states, outcome
-    finite = torch.isfinite(states.detach()).all(dim=1).tolist()
+    finite = to_list(torch.isfinite(states.detach()).all(dim=1))
     if all(finite):
         return states, outcome
     reached = finite.index(False)

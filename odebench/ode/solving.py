@@ -38,7 +38,7 @@ from odebench.ode.per_sample import RowProblem, grid_with_num_steps, solve_rows,
 from odebench.ode.plan import GridFunction, SolvePlan, TooManyStepsError, corners_at_times, even_grid
 from odebench.ode.problem import InitialValueProblem
 from odebench.ode.solution import Solution, SolveError, Status
-from odebench.ode.torch_func import check_mode_under_transform, needs_derivative, transform_active, under_vmap
+from odebench.ode.torch_func import check_mode_under_transform, needs_derivative, to_list, transform_active, under_vmap
 
 
 def solve(
@@ -296,7 +296,7 @@ def _fixed_grid(
     if steps is not None and step_size is not None:
         raise ValueError("give steps or step_size, not both")
     if isinstance(problem, RowProblem):
-        span = max((problem.times[-1] - problem.times[0]).abs().tolist(), default=0.0)
+        span = max(to_list((problem.times[-1] - problem.times[0]).abs()), default=0.0)
     else:
         span = abs(problem.times[-1] - problem.times[0])
     if step_size is not None:

@@ -36,6 +36,14 @@ def transform_active() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
+def to_list(x: Tensor) -> Any:
+    """Do what ``x.tolist()`` does, also under torch.func with older versions of torch."""
+    try:
+        return x.tolist()
+    except RuntimeError:
+        return [to_list(part) for part in x] if x.dim() else x.item()
+
+
 class _NestedAutocast:
     """Only keep autocast's cache for contexts inside f, as every context of autocast does."""
 

@@ -13,7 +13,7 @@ from odebench.ode.dense import Interpolant
 from odebench.ode.methods.compiled_step import CompiledStep
 from odebench.ode.methods.stepper import Stepper, StepperOptions, evaluate, stage_times
 from odebench.ode.methods.tableau import Tableau
-from odebench.ode.torch_func import transform_active
+from odebench.ode.torch_func import to_list, transform_active
 from odebench.ode.transfer import constant
 
 
@@ -207,5 +207,5 @@ def stiffness_of(method: Tableau, slopes: Tensor | list[Tensor]) -> float | None
     with torch.no_grad():
         slopes = slopes if isinstance(slopes, Tensor) else torch.stack(slopes)
         differences = constant(weights, slopes.dtype, slopes.device) @ slopes
-        slope_norm, state_norm = torch.linalg.vector_norm(differences, dim=1).tolist()
+        slope_norm, state_norm = to_list(torch.linalg.vector_norm(differences, dim=1))
     return slope_norm / state_norm if state_norm > 0 else 0.0

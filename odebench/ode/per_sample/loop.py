@@ -15,7 +15,7 @@ from odebench.ode.per_sample.step_size import AdaptiveStepSizes, FixedStepSizes,
 from odebench.ode.per_sample.stepping import RowStep, RowStepper
 from odebench.ode.plan import SolvePlan
 from odebench.ode.solution import Status
-from odebench.ode.torch_func import without_autocast
+from odebench.ode.torch_func import to_list, without_autocast
 
 
 class RowObserver(Protocol):
@@ -168,7 +168,7 @@ class RowLoop:
             hit, done = ~hits.isnan(), at_end | ~hits.isnan()
             # Rows without an event have the time NaN, which compares false.
             active.t, at_end = torch.where(hit, hits, active.t), at_end & ~((hits - step_sizes.t_next) * step.h < 0)
-            statuses = [Status.event if is_hit else Status.success for is_hit in hit.tolist()]
+            statuses = [Status.event if is_hit else Status.success for is_hit in to_list(hit)]
         outputs = self.outputs.find_in_step(step, active.t, at_end)
         if outputs is not None:
             self.outputs.add(evaluate_outputs(stepper, step, outputs), outputs.flat_idx)
@@ -222,7 +222,7 @@ class RowLoop:
         active, step_sizes, outcomes = self._active, self._step_sizes, self.outcomes
         idx = finished.nonzero().squeeze(1)
         rows = take_rows(active.rows, idx)
-        for row, position in zip(rows.tolist(), idx.tolist(), strict=True):
+        for row, position in zip(to_list(rows), to_list(idx), strict=True):
             outcomes.status[row] = statuses[position]
         outcomes.time[rows], outcomes.step_size[rows], outcomes.error_ratio[rows] = (
             take_rows(x, idx) for x in (active.t, step_sizes.h, step_sizes.error_ratio)

@@ -14,7 +14,7 @@ from odebench.ode.per_sample.loop import RowLoop
 from odebench.ode.per_sample.problem import RowProblem, take_rows
 from odebench.ode.plan import SolvePlan
 from odebench.ode.solution import RowStats, Solution, SolveOutcome, Status
-from odebench.ode.torch_func import check_mode_under_transform, needs_derivative, transform_active, under_vmap
+from odebench.ode.torch_func import check_mode_under_transform, needs_derivative, to_list, transform_active, under_vmap
 
 # From the best to the worst.
 SEVERITY = (Status.success, Status.event, Status.max_steps, Status.step_underflow, Status.non_finite)
@@ -63,7 +63,7 @@ def _outcome(loop: RowLoop, states: Tensor) -> SolveOutcome:
     worst = max(numbers, key=SEVERITY.index, default=Status.success)
     reached = states.shape[0]
     if worst is not Status.success:
-        missing = states[1:].detach().isnan().flatten(1).any(1).tolist()
+        missing = to_list(states[1:].detach().isnan().flatten(1).any(1))
         reached = 1 + missing.index(True) if True in missing else reached
     if problem.num_rows == 0:
         return SolveOutcome(worst, reached, float("nan"), float("nan"), float("nan"), 0)
@@ -77,7 +77,7 @@ def _outcome(loop: RowLoop, states: Tensor) -> SolveOutcome:
 def _mark_non_finite(loop: RowLoop, states: Tensor) -> None:
     """Set the status of rows that became NaN or infinite: fixed steps do not stop there."""
     failed = ~states.detach().isfinite().all(2).all(0).cpu()
-    for row in failed.nonzero().squeeze(1).tolist():
+    for row in to_list(failed.nonzero().squeeze(1)):
         if loop.outcomes.status[row] is Status.success:
             loop.outcomes.status[row] = Status.non_finite
 

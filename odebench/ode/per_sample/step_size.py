@@ -16,6 +16,7 @@ from odebench.ode.per_sample.problem import RowProblem, row_rms, take_rows
 from odebench.ode.per_sample.stepping import RowStep, RowStepper
 from odebench.ode.plan import GridFunction, SolvePlan, even_grid
 from odebench.ode.solution import Status
+from odebench.ode.torch_func import to_list
 
 
 class RowStepSizes(Protocol):
@@ -117,7 +118,7 @@ class AdaptiveStepSizes:
         Before the first step, only the rows whose error was set to infinity by ``search_first_step`` are non_finite.
         """
         non_finite = ~(self.error_ratio < math.inf) if attempted else self.error_ratio == math.inf
-        return [Status.non_finite if x else Status.step_underflow for x in non_finite.tolist()]
+        return [Status.non_finite if x else Status.step_underflow for x in to_list(non_finite)]
 
     def _propose(self, accepted: Tensor) -> Tensor:
         """Return the next step sizes [b]; with PI and PID control, store the errors that later steps need."""
@@ -157,7 +158,7 @@ class FixedStepSizes:
     def __init__(self, problem: RowProblem, plan: SolvePlan) -> None:
         assert plan.grid is not None
         shared = problem.t.dim() == 1
-        grids = [plan.grid(times) for times in problem.row_times[: 1 if shared else None].tolist()]
+        grids = [plan.grid(times) for times in to_list(problem.row_times[: 1 if shared else None])]
         self._count = torch.tensor([len(grid) - 1 for grid in grids]).expand(problem.num_rows)
         longest = max(map(len, grids), default=1)
         padded = [grid + [math.nan] * (longest - len(grid)) for grid in grids]
