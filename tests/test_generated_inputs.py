@@ -84,7 +84,9 @@ def check_command(*words):
 def fakes(tmp_path_factory):
     """An empty current folder; training and evaluation only read their settings."""
     fake = types.SimpleNamespace
-    training = fake(train_run=lambda *_: fake(exit_code=0), resume_run=lambda folder: fake(exit_code=read_all(folder)))
+    training = fake(
+        train_run=lambda *_: fake(exit_code=0), resume_run=lambda folder, overrides: fake(exit_code=read_all(folder))
+    )
     trained = fake(
         evaluate_run=lambda folder, *_: read_all(folder),
         predict_run=lambda folder, *_: read_all(folder),

@@ -45,6 +45,17 @@ exit codes: 0 done, 1 failed or no runs found, 2 wrong usage or settings, 3 dive
 `odebench COMMAND --help` explains a command with examples."""
 
 
+_CONFIG_HINT = "choose options as in experiment=paper/mnist_odenet; --config-dir DIR adds your own YAML"
+# Options of Hydra's programs -> what to write instead.
+_HYDRA_OPTIONS = {
+    **dict.fromkeys(("--config-name", "-cn", "--config-path", "-cp"), _CONFIG_HINT),
+    "-cd": "write --config-dir DIR",
+    "-c": "write --cfg",
+    **dict.fromkeys(("-m", "--multirun"), "odebench sweep runs several values, as in odebench sweep tol=1e-2,1e-3"),
+    **dict.fromkeys(("--resolve", "--info", "-i", "--package", "-p"), "odebench train --cfg prints all settings"),
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -61,6 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for word in argv:
             if any("\ud800" <= letter <= "\udfff" for letter in word):  # undecodable bytes
                 raise UsageError(f"{word.encode(errors='backslashreplace').decode()}: is not UTF-8; name it otherwise")
+        if "=" in command:
+            raise UsageError(f"{command}: begin with a command, as in odebench train {command}")
+        if argv and argv[0] in _HYDRA_OPTIONS:
+            raise UsageError(f"{argv[0]}: {_HYDRA_OPTIONS[argv[0]]}")
         if command and command not in COMMANDS:
             raise unknown_name("command", command, COMMANDS, "commands")
         with console_log():
@@ -100,7 +115,7 @@ def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespa
         arguments.for_tensorboard = tail
     elif tail:
         raise UsageError(f"{tail[0]}: nothing can follow --")
-    for name in ("overrides", "cases", "folders"):
+    for name in ("overrides", "cases", "folders", "words"):
         if name in arguments:
             # argparse reads a list only up to the first option; ``rest`` holds the later entries.
             getattr(arguments, name).extend(word for word in rest if not word.startswith("-"))
@@ -108,6 +123,8 @@ def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespa
     if rest:
         if not rest[0].startswith("-"):
             raise UsageError(f"{rest[0]} is not expected here; leave it out")
+        if hint := _HYDRA_OPTIONS.get(rest[0].partition("=")[0]):
+            raise UsageError(f"{rest[0]}: {hint}")
         raise UsageError(f"unknown option {rest[0]}{_nearest(rest[0], parser, arguments)}")
     return arguments
 

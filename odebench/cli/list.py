@@ -1,8 +1,11 @@
 """``odebench list``: print the options of a group, each with the first comment of its YAML file, or a folder's runs."""
 
 import argparse
+import json
+import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,20 +15,28 @@ from odebench.console import print_table
 from odebench.errors import NothingFoundError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
+    from odebench.record.filters import RunFilter
     from odebench.record.reader import RunOverview
 
 SUMMARY = "what there is to choose from, and the runs made so far"
 HELP = """\
 List what there is to choose from, or the runs in a folder.
 
+A filter of runs is a setting, a result, or a column in small letters, then = != < <= > or >=, then a value, in which *
+stands for any text. Quote it because of the shell. A run must fulfil all filters.
+
 examples:
   odebench list models                                    also losses, dynamics, solvers, gradients, data, optim,
                                                           schedules, trainers, experiments, clusters
   odebench list runs                                      the runs under outputs/
-  odebench list runs outputs/sweeps/2026-11-24"""
+  odebench list runs outputs/sweeps/2026-11-24
+  odebench list runs "tol<1e-3" status=done tag=baseline "test/accuracy>0.9"
+  odebench list runs model=odenet --sort test/accuracy --reverse
+  odebench list runs --sort disk --json"""
 
 # Group -> its name in `odebench list`. PLURALS lacks `cluster`, because a training has no such setting.
 _GROUPS = {**PLURALS, "cluster": "clusters"}
+MAX_LABEL = 40
 KINDS = (*_GROUPS.values(), "runs")
 
 
@@ -33,7 +44,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to its parser."""
     what = parser.add_argument("what", metavar="WHAT", help="models, solvers, ..., or runs")
     what.completer = lambda **_: list(KINDS)  # type: ignore[attr-defined]
-    parser.add_argument("folder", metavar="DIR", nargs="?", help="where to look for runs; by default outputs")
+    parser.add_argument(
+        "words", metavar="DIR, FILTER", nargs="*", default=[], help="the folder of runs, by default outputs; filters"
+    )
+    parser.add_argument("--sort", metavar="KEY", help="sort runs by a setting, a result or a column, such as minutes")
+    parser.add_argument("--reverse", action="store_true", help="sort from the largest to the smallest")
+    parser.add_argument("--json", action="store_true", help="print runs as JSON, with all settings and results")
     add_config_dir(parser)
 
 
@@ -43,11 +59,11 @@ def run(arguments: argparse.Namespace) -> int:
         hint = did_you_mean(arguments.what, KINDS)
         raise UsageError(f"nothing to list called {arguments.what}{hint} ({', '.join(KINDS)})")
     if arguments.what == "runs":
-        if arguments.folder is None and not Path("outputs").exists():
-            raise NothingFoundError("no runs yet: they go to outputs/")
-        list_runs(Path(arguments.folder or "outputs"))
-    elif arguments.folder is not None:
-        raise UsageError(f"{arguments.folder}: a folder goes with `list runs` only")
+        list_runs(arguments.words, arguments.sort, arguments.reverse, arguments.json)
+    elif arguments.words:
+        raise UsageError(f"{arguments.words[0]}: a folder goes with `list runs` only")
+    elif arguments.sort is not None or arguments.reverse or arguments.json:
+        raise UsageError("--sort, --reverse and --json go with `list runs` only")
     else:
         list_options(arguments.what, arguments.config_dir)
     return 0
@@ -99,33 +115,92 @@ def _solver_row(name: str, comment: str) -> tuple[str, ...]:
     return (name, str(method.order), str(method.stages), *words, comment, method.source)
 
 
-def list_runs(folder: Path) -> None:
+def list_runs(words: Sequence[str], sort: str | None, reverse: bool, as_json: bool) -> None:
     """Print one row per run: folder, options, status and results. Damaged runs are reported on stderr.
 
-    Raises NothingFoundError if there are no runs.
+    words: a folder and filters. sort: see `run_value`. Raises NothingFoundError if there are no such runs.
     """
-    from odebench.record.reader import find_runs, read_overview
+    from odebench.record.files import to_json
+    from odebench.record.filters import check_key, run_json, sorted_runs
+    from odebench.record.layout import LABELS
     from odebench.sweep.display import STATE_COLUMNS, state_columns
 
-    rows = []
+    if reverse and sort is None:
+        raise UsageError("--reverse: sort the runs by something, as in --sort minutes --reverse")
+    folder, filters = _read_words(words)
+    runs = _read_runs(folder)
+    for one in filters:
+        check_key(one.key, runs, f"{one.key}{one.sign}{one.value}")
+    if sort is not None:
+        check_key(sort, runs)
+    chosen = [run for run in runs if all(one.matches(run) for one in filters)]
+    if sort is not None:
+        chosen = sorted_runs(chosen, sort, reverse)
+    if as_json:
+        print(json.dumps(to_json([run_json(run) for run in chosen]), indent=2))
+    if not chosen:
+        found = f"none of the {len(runs)} in {folder} matches" if runs else f"no runs in {folder}"
+        raise NothingFoundError(found)
+    if not as_json:
+        labels = [key for key in LABELS if any(run.setting(key) for run in chosen)]
+        header = ("RUN", *map(str.upper, labels), "MODEL", "SOLVER", "TOL", *STATE_COLUMNS, "DISK")
+        rows = [
+            (str(run.path), *(_label(run, key) for key in labels), *_row(run), *state_columns(run), _size(run.path))
+            for run in chosen
+        ]
+        print_table([header, *rows])
+
+
+def _read_words(words: Sequence[str]) -> tuple[Path, list["RunFilter"]]:
+    """Separate the folder from the filters. A path that begins with . or / or ~ is never a filter."""
+    from odebench.config.files import known_keys
+    from odebench.record.filters import RunFilter
+
+    folders = [word for word in words if word.startswith((".", "/", "~")) or not set(word) & set("=<>!")]
+    filters = [RunFilter.parse(word) for word in words if word not in folders]
+    if len(folders) > 1:
+        raise UsageError(f'{folders[1]}: name one folder; a filter has a sign, as in status=done or "tol<1e-3"')
+    if not folders:
+        if not Path("outputs").exists():
+            raise NothingFoundError("no runs yet: they go to outputs/")
+        return Path("outputs"), filters
+    if not os.path.exists(folders[0]) and folders[0] in known_keys():  # the shell took the rest: tol<1e-3 reads a file
+        raise UsageError(f'{folders[0]} is not a folder; quote filters because of the shell, as in "tol<1e-3"')
+    return Path(folders[0]), filters
+
+
+def _read_runs(folder: Path) -> list["RunOverview"]:
+    from odebench.record.reader import find_runs, read_overview
+
+    runs = []
     damaged: list[str] = []
     for path in find_runs(folder, queued=True, problems=damaged):
         try:
-            run = read_overview(path)
-            rows.append((*_row(run), *state_columns(run)))
+            runs.append(read_overview(path))
         except UsageError as error:
             damaged.append(str(error))
     for line in damaged:
         print(f"odebench list: {line}", file=sys.stderr)
-    if not rows:
-        raise NothingFoundError(f"no runs in {folder}")
-    print_table([("RUN", "MODEL", "SOLVER", "TOL", *STATE_COLUMNS), *rows])
+    return runs
+
+
+def _size(folder: Path) -> str:
+    """Format the disk space of a folder in MiB."""
+    from odebench.record.filters import disk_bytes
+
+    return f"{disk_bytes(folder) / 2**20:.1f} MiB"
+
+
+def _label(run: "RunOverview", key: str) -> str:
+    """Return the name, tags or notes of a run on one line that does not fill the terminal."""
+    value = run.setting(key) or "-"
+    text = " ".join(value.split()) if isinstance(value, str) else ", ".join(map(str, value))
+    return text if len(text) <= MAX_LABEL else f"{text[: MAX_LABEL - 1]}…"
 
 
 def _row(run: "RunOverview") -> tuple[str, ...]:
     solver, tol = run.setting("solver.name"), run.tol
     return (
-        str(run.path),
         str(run.setting("model.name") or "-"),
         "-" if solver in (None, "none") else str(solver),
         tol if isinstance(tol, str) else format(tol, "g") if isinstance(tol, float) else "-",

@@ -65,6 +65,12 @@ def read_split(overrides: list[str]) -> tuple[str, list[str]]:
     return split, [word for word in overrides if not word.startswith("split=")]
 
 
+def check_limit(limit: int | None) -> None:
+    """Raise UsageError if ``--limit`` is no number of samples."""
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit {limit}: must be at least 1")
+
+
 def check_run(path: str) -> Path:
     """Return the folder of a run. Raises UsageError if ``path`` is not one. Does not import torch."""
     from odebench.record.reader import read_run

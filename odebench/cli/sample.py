@@ -8,7 +8,8 @@ from odebench.cli.options import add_run, add_settings, check_run, whole_number
 SUMMARY = "draw samples from a density model"
 HELP = """\
 Draw samples of a density model. They are written to stdout as CSV with columns x0, x1, ..., or to a new file: .csv or
-.npy, or for images .npy or .png. Settings are the run's own, except those given here.
+.npy, or for images .npy or .png. Settings are the run's own, except those given here. Of an unfinished run, the best
+checkpoint so far draws them.
 
 examples:
   odebench sample RUN --num 1000 --seed 1

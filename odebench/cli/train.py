@@ -36,6 +36,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command and return its exit code."""
+    if arguments.cfg and {"hydra", "all"} & set(arguments.overrides):
+        raise UsageError("--cfg prints the settings of a run, without those of Hydra: write --cfg, or --cfg job")
+    if arguments.cfg and "job" in arguments.overrides:  # Hydra's --cfg job
+        arguments.overrides.remove("job")
     if arguments.multirun:
         return _multirun(arguments)
     from odebench.config.compose import compose

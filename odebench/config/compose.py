@@ -29,7 +29,7 @@ _EXTRAS = {
 }
 # Settings that matter only during training: they have no effect on an evaluation.
 _TRAINING_ONLY = re.compile(
-    r"(optim|schedule)(\..*)?|init_from|outputs|run_dir"
+    r"(optim|schedule)(\..*)?|init_from|outputs|run_dir|name|tags|notes"
     r"|trainer\.(epochs|iterations|max_minutes|clip_grad_norm|average|patience|max_nfe|checkpoint_minutes|\w+_every)"
 )
 _HYDRA_SETTINGS = re.compile(r"hydra([./](launcher|sweeper)\b|\.sweep\.dir$|\.searchpath$)")
@@ -64,7 +64,9 @@ def compose(
 def _check_new(override: "Override") -> None:
     key = override.key_or_group
     if override.is_sweep_override():
-        raise UsageError(f"{override.input_line}: several values need -m (a sweep)", key)
+        hint = f"write them as a list, as in tags=[{','.join(override.sweep_string_iterator())}]"
+        line = hint if key == "tags" and override.is_choice_sweep() else "several values need -m (a sweep)"
+        raise UsageError(f"{override.input_line}: {line}", key)
     if re.match("hydra[./]", key) and key != "hydra.searchpath":
         line = f"{override.input_line}: has no effect without -m (a sweep); leave it out, or add -m"
         raise UsageError(line, key)

@@ -22,6 +22,7 @@ _EXAMPLES = {
     "lr": "0.1",
     "average": "0.999",
     "extensions": "[my_module]",
+    "tags": "[baseline]",
 }
 
 

@@ -1,19 +1,51 @@
 """Read the settings of a saved run. Keys that an older run lacks get today's defaults."""
 
 import logging
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from odebench.config.compose import compose, quoted
-from odebench.config.files import options
+from odebench.config.compose import compose, parse_overrides, quoted
+from odebench.config.files import known_keys, options
 from odebench.config.groups import PLURALS
 from odebench.config.read import read_settings
 from odebench.config.settings import Settings
-from odebench.errors import UsageError
+from odebench.errors import UsageError, unknown_setting
 
 log = logging.getLogger(__name__)
+
+# Settings that decide when a training ends, and all that may change when it resumes.
+LENGTH_KEYS = ("trainer.epochs", "trainer.iterations", "trainer.max_minutes", "trainer.patience")
+RESUMABLE_KEYS = (
+    *LENGTH_KEYS,
+    *("trainer.checkpoint_minutes", "trainer.keep_every", "trainer.figures", "trainer.profile"),
+    *("name", "tags", "notes"),
+)
+
+
+def check_resumable(overrides: Sequence[str], config_dir: str | None, path: Path) -> dict[str, Any]:
+    """Return the changes, key -> value, to the settings of the run in ``path`` that resumes.
+
+    Raises UsageError for a setting that cannot change.
+    """
+    changes = {}
+    for override in parse_overrides(overrides, config_dir):
+        key = override.key_or_group
+        if key not in RESUMABLE_KEYS:
+            known = known_keys(config_dir)
+            if key not in known:
+                raise unknown_setting(key, known)
+            line = f"cannot change when a run resumes ({', '.join(RESUMABLE_KEYS)} can); train another from its weights"
+            raise UsageError(
+                f"{override.input_line}: {line}: odebench train KEY=VALUE init_from={shlex.quote(str(path))}"
+            )
+        if override.is_sweep_override():
+            raise UsageError(f"{override.input_line}: give one value only", key)
+        changes[key] = override.value()
+    return changes
 
 
 def saved_settings(settings: DictConfig, path: Path) -> DictConfig:

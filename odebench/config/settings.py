@@ -24,6 +24,9 @@ class Settings:
     optim: Choice
     schedule: Choice
     trainer: TrainerSettings
+    name: str | None
+    tags: tuple[str, ...]
+    notes: str | None
     task: str
     tol: PositiveFloat
     eval_solver: str | None

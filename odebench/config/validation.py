@@ -28,6 +28,7 @@ def validate_settings(s: Settings) -> None:
     """Raise UsageError if the settings of a run do not fit together."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", s.device):
         raise UsageError(f"device={s.device}: must be auto, cpu, cuda or cuda:N, such as cuda:0", "device")
+    _check_labels(s)
     config_folders(s.config_dir)
     if s.eval_solver is not None and s.eval_solver not in (files := options("solver", s.config_dir)):
         raise unknown_name("eval_solver", s.eval_solver, files, "solvers")
@@ -46,6 +47,16 @@ def validate_settings(s: Settings) -> None:
         line = f"model.width={s.model.width}: must be a multiple of model.groups={s.model.groups}; change either"
         raise UsageError(line, "model.width", "model.groups")
     _check_training(s)
+
+
+def _check_labels(s: Settings) -> None:
+    """Check that the name is one line, and that `list runs` can filter by each tag."""
+    if s.name is not None and not (s.name.strip() and s.name.isprintable()):
+        raise UsageError(f"name={s.name!r}: one line of text is needed, such as name=baseline", "name")
+    for tag in s.tags:
+        if not re.fullmatch(r"[\w.:/+-]+", tag):
+            line = "a tag is one word of letters, digits and _ . : / + -, such as tags=[baseline,lr_0.1]"
+            raise UsageError(f"tags={format_value(s.tags)}: {tag!r} is no tag; {line}", "tags")
 
 
 def _check_task(s: Settings) -> None:

@@ -18,12 +18,17 @@ CHECKPOINTS = "checkpoints"
 LAST_CHECKPOINT = "checkpoints/last.pt"
 PREVIOUS_CHECKPOINT = "checkpoints/previous.pt"  # the checkpoint before the last one
 BEST_CHECKPOINT = "checkpoints/best.pt"
+KEPT_CHECKPOINT = "checkpoints/epoch_{}.pt"  # of an epoch
+PROFILE = "profile"
 FIGURES = "figures"
 EVENT_FILES = "events.out.tfevents.*"  # TensorBoard's files, as a glob pattern
 
 # queued: created by a sweep, not started. interrupted: stopped by a signal. timeout: stopped by a time limit. A run
 # with either of the last two can resume.
 STATUSES = ("queued", "running", "done", "diverged", "failed", "interrupted", "timeout")
+
+# Settings that say what a run is for.
+LABELS = ("name", "tags", "notes")
 
 
 class Tag(NamedTuple):
@@ -140,6 +145,8 @@ FIRST_HPARAMS = ("model.name", "data.name", "solver.name", "solver.rtol", "gradi
 # dynamics, and of the models and data of the task. TensorBoard takes the columns from the first run that it reads, so
 # all runs of a task list the same columns; a run has no value for a setting that it lacks.
 HPARAMS: dict[str, type[str | float]] = {
+    "name": str,
+    "tags": str,
     "loss.name": str,
     "eval_solver": str,
     "eval_tol": float,

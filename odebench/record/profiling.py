@@ -1,13 +1,16 @@
-"""Measure the memory, floating-point operations and time of a training step.
+"""Measure the memory, floating-point operations and time of a training step, and profile steps.
 
 Memory is measured in a separate step that is not timed, because observing every operation makes a step several times
 slower.
 Only eager operations are measured, because compiled code hides its tensors.
 """
 
+import contextlib
+import logging
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +19,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
+from odebench.console import aligned
+
 MIB = 2**20
+NUM_OPERATIONS = 30  # rows of the table of a profile
+
+log = logging.getLogger(__name__)
 
 
 def measure_step(step: Callable[[], Any], device: torch.device | str) -> dict[str, float]:
@@ -80,6 +88,58 @@ class StepTimer:
         if not steps or seconds <= 0:
             return {}
         return {"time/step_ms": 1e3 * seconds / steps, "throughput/samples_per_s": samples / seconds}
+
+
+@contextlib.contextmanager
+def profiled_steps(num_steps: int | None, folder: Path, device: torch.device | str) -> Iterator[Callable[[], bool]]:
+    """Profile the training steps after the first one, and write a trace and a table of operations to a folder.
+
+    Yields a function to call after each step. It returns whether the profiler ran in that step, which is then slower.
+    num_steps: how many steps to profile; None: none. The profiler changes no result.
+    """
+    if num_steps is None:
+        yield lambda: False
+        return
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if torch.device(device).type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    profiler = torch.profiler.profile(
+        activities=activities,
+        # The profiler runs in the first step too, without recording it: both have one-time costs.
+        schedule=torch.profiler.schedule(wait=0, warmup=1, active=num_steps, repeat=1),
+        on_trace_ready=lambda profiler: _write_profile(profiler, folder),
+    )
+    with profiler:
+
+        def after_step() -> bool:
+            was_active = profiler.step_num <= num_steps
+            if was_active:
+                profiler.step()
+            return was_active
+
+        yield after_step
+
+
+def _write_profile(profiler: torch.profiler.profile, folder: Path) -> None:
+    """Write the trace, and the table of the operations that take the most time. Logs where they are."""
+    folder.mkdir(exist_ok=True)
+    profiler.export_chrome_trace(str(folder / "trace.json.gz"))
+    table = operations_table(profiler)
+    (folder / "operations.txt").write_text("\n".join([*table, ""]), encoding="utf-8")
+    log.info("profile: open %s in https://ui.perfetto.dev\n%s", folder / "trace.json.gz", "\n".join(table[:11]))
+
+
+def operations_table(profiler: torch.profiler.profile) -> list[str]:
+    """Return a header and a row for each operation: its calls and its time without that of operations it calls."""
+    averages = profiler.key_averages()
+    on_device = any(one.self_device_time_total for one in averages)
+    times_us = {one.key: one.self_device_time_total if on_device else one.self_cpu_time_total for one in averages}
+    total_us = sum(times_us.values()) or 1
+    rows = [("operation", "calls", f"{'GPU' if on_device else 'CPU'} ms", "share")]
+    for one in sorted(averages, key=lambda one: -times_us[one.key])[:NUM_OPERATIONS]:
+        time_us = times_us[one.key]
+        rows.append((one.key, f"{one.count}", f"{time_us / 1e3:.2f}", f"{time_us / total_us:.1%}"))
+    return aligned(rows, numeric=(1, 2, 3))
 
 
 class _TensorMemoryTracker(TorchDispatchMode):

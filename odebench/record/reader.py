@@ -176,7 +176,8 @@ def read_overview(path: Path, trust_status: bool = False) -> RunOverview:
     """
     content, manifest = _read_status(path), _read_manifest(path)
     status, step, eta_s = content.get("status", "queued"), content.get("step", 0), None
-    settings = manifest.get("settings")
+    processes = [manifest, *manifest.get("resumed", [])]
+    settings = next((one["settings"] for one in reversed(processes) if "settings" in one), None)
     if settings is None and (path / layout.SETTINGS).exists():
         settings = OmegaConf.to_container(_read_settings(path / layout.SETTINGS), resolve=True)
     settings = settings if isinstance(settings, dict) else {}
@@ -201,6 +202,15 @@ def read_overview(path: Path, trust_status: bool = False) -> RunOverview:
         time=str(content.get("time", "")),
         manifest=manifest,
     )
+
+
+def read_overrides(path: Path) -> dict[str, str]:
+    """Read the overrides of the command line: key -> its last value."""
+    try:
+        lines = (path / layout.OVERRIDES).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    return {key.lstrip("+~"): value for key, _, value in (line.partition("=") for line in lines)}
 
 
 def _one_line(text: str) -> str:

@@ -9,7 +9,7 @@ import math
 import shlex
 import struct
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -71,17 +71,19 @@ def open_writer(
 
 
 def reopen_writer(
-    folder: Path, settings: Mapping[str, Any], step: int, quantities: Sequence[str] = ()
+    folder: Path, settings: Mapping[str, Any], step: int, quantities: Sequence[str] = (), changed: bool = False
 ) -> SummaryWriter:
     """Open a writer that continues after `step`.
 
-    TensorBoard then ignores events that the files already hold for later steps or for the run's end.
+    TensorBoard then ignores events that the files already hold for later steps or for the run's end. changed: whether
+    the settings are others than in the files.
     """
     files = sorted(folder.glob(layout.EVENT_FILES))
+    unwanted = (metadata.SESSION_END_INFO_TAG, *((metadata.SESSION_START_INFO_TAG,) if changed else ()))
     for path in files:
-        _remove_end_events(path)
+        _remove_events(path, unwanted)
     writer = SummaryWriter(str(folder), flush_secs=FLUSH_S, purge_step=step + 1)
-    if not files:
+    if not files or changed:
         _write_start(writer, _session_group(folder), settings, quantities)
     return writer
 
@@ -205,13 +207,13 @@ def _add(writer: SummaryWriter, value: Summary.Value, step: int) -> None:
     file_writer.add_summary(Summary(value=[value]), step)
 
 
-def _remove_end_events(path: Path) -> None:
-    """Remove the events written at a run's end from an event file. TensorBoard would ignore the next such events."""
+def _remove_events(path: Path, tags: Collection[str]) -> None:
+    """Remove events with these tags, and those of a run's end. TensorBoard would ignore the next such events."""
     kept, changed = io.BytesIO(), False
     records = RecordWriter(kept)
     for raw in RawEventFileLoader(str(path)).Load():
         event = Event.FromString(raw)
-        values = [value for value in event.summary.value if not _is_end_event(value.tag)]
+        values = [value for value in event.summary.value if not (value.tag in tags or layout.is_end_tag(value.tag))]
         if len(values) == len(event.summary.value):
             records.write(raw)
             continue
@@ -222,10 +224,6 @@ def _remove_end_events(path: Path) -> None:
             records.write(event.SerializeToString())
     if changed:
         write_atomically(path, kept.getvalue())
-
-
-def _is_end_event(tag: str) -> bool:
-    return tag == metadata.SESSION_END_INFO_TAG or layout.is_end_tag(tag)
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

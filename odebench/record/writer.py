@@ -30,6 +30,7 @@ from odebench.record.files import (
     is_temporary,
     json_line,
     make_folder,
+    read_if_exists,
     remove_temporary_files,
     to_json,
     write_atomically,
@@ -56,6 +57,28 @@ log = logging.getLogger(__name__)
 def settings_yaml(config: DictConfig) -> str:
     """Return the composed settings in the format of settings.yaml."""
     return OmegaConf.to_yaml(config, resolve=False)
+
+
+def _change_settings(folder: Path, config: DictConfig, overrides: Sequence[str]) -> None:
+    """Replace settings.yaml, and add the overrides that changed it to overrides.txt."""
+    write_atomically(folder / layout.SETTINGS, settings_yaml(config).encode())
+    before = read_if_exists(folder / layout.OVERRIDES) or b""
+    write_atomically(folder / layout.OVERRIDES, before + "".join(f"{line}\n" for line in overrides).encode())
+
+
+def change_labels(run: reader.RunRecord, config: DictConfig, overrides: Sequence[str]) -> dict[str, Any]:
+    """Write a new name, tags or notes into the record of a finished run; return its new summary.
+
+    config: the composed settings with these labels. overrides: those that changed them.
+    """
+    settings = resolved(config)
+    _change_settings(run.path, config, overrides)
+    [run.manifest, *run.manifest.get("resumed", [])][-1]["settings"] = settings
+    write_json(run.path / layout.MANIFEST, run.manifest)
+    others = {key: value for key, value in run.summary.items() if key not in layout.LABELS}
+    summary = others | {key: settings[key] for key in layout.LABELS if settings[key]}
+    write_json(run.path / layout.SUMMARY, summary)
+    return summary
 
 
 def has_started(folder: Path) -> bool:
@@ -125,6 +148,7 @@ class RunWriter:
         manifest: Mapping[str, Any] | None = None,
         quantities: Sequence[str] = (),
         elapsed_s: float = 0.0,
+        changed: tuple[DictConfig, Sequence[str]] | None = None,
     ) -> Self:
         """Reopen the record of a run that resumes from its checkpoint at `step`.
 
@@ -132,8 +156,9 @@ class RunWriter:
         again.
 
         manifest: the manifest of the resuming process. It is appended, with the step, to the list "resumed" in
-        manifest.json. quantities: see `create`. elapsed_s: seconds of training when the checkpoint was saved. Raises
-        UsageError if the folder is not a run's.
+        manifest.json. quantities: see `create`. elapsed_s: seconds of training when the checkpoint was saved. changed:
+        the composed settings and the overrides that changed them, if they have changed. Raises UsageError if the folder
+        is not a run's.
         """
         run = reader.read_run(folder)
         remove_temporary_files(run.path)
@@ -146,12 +171,15 @@ class RunWriter:
         rows = [row for row in rows if row.keys() - {"step", "elapsed_s"}]
         write_atomically(run.path / layout.METRICS, "".join(map(json_line, rows)).encode())
         (run.path / layout.SUMMARY).unlink(missing_ok=True)
+        if changed is not None:
+            _change_settings(run.path, *changed)
         if manifest is not None:
             resumed = [*run.manifest.get("resumed", []), {"step": step, **manifest}]
             write_json(run.path / layout.MANIFEST, {**run.manifest, "resumed": resumed})
         write_status(run.path, "running", step)
         _rename_future_event_files(sorted(run.path.glob(layout.EVENT_FILES)))
-        writer = tensorboard.reopen_writer(run.path, resolved(run.settings), step, quantities)
+        settings = resolved(run.settings if changed is None else changed[0])
+        writer = tensorboard.reopen_writer(run.path, settings, step, quantities, changed is not None)
         return cls(run.path, writer, rows, step, elapsed_s)
 
     @property

@@ -183,7 +183,7 @@ def make_page(collection: RunCollection, pictures: Sequence[RenderedFigure], lef
         command=shlex.join(["odebench", *sys.argv[1:]]),
         made=f"{datetime.now():%Y-%m-%d %H:%M}",
         notes=[notes.status_counts(collection), *notes.caveats(collection)],
-        table=table.make_table(collection, [*tags]),
+        table=table.make_table(collection, [*tags], with_notes=True),
         published=notes.published_table(collection),
         pictures=pictures,
         left_out=left_out.values(),

@@ -15,7 +15,14 @@ import pandas
 from odebench.errors import UsageError
 from odebench.record import layout
 from odebench.record.files import read_if_exists
-from odebench.record.reader import RunOverview, find_runs, read_metrics, read_overview, warn_of_dropped_lines
+from odebench.record.reader import (
+    RunOverview,
+    find_runs,
+    read_metrics,
+    read_overrides,
+    read_overview,
+    warn_of_dropped_lines,
+)
 
 # Settings that are always shown if they vary, even if other settings vary in the same way.
 ALWAYS_SHOWN = ("data.name", "model.name", "solver.name", "tol", "solver.steps", "solver.step_size", "gradient.name")
@@ -24,8 +31,9 @@ PREFERRED_PREFIXES = ("experiment", "budget", "model.", "gradient.", "dynamics."
 # Settings that do not distinguish experiments; tol replaces the solver's rtol and atol.
 IGNORED_KEYS = {
     *("solver.rtol", "solver.atol"),
-    *("seed", "outputs", "run_dir", "config_dir", "data.root", "data.download"),
+    *(*layout.LABELS, "seed", "outputs", "run_dir", "config_dir", "data.root", "data.download"),
     *("trainer.log_every", "trainer.measure_every", "trainer.checkpoint_minutes", "trainer.eval_batch_size"),
+    *("trainer.keep_every", "trainer.figures", "trainer.profile"),
 }
 BENCH_HEADER = "work,family,library"
 # Settings that choose fixed steps.
@@ -80,6 +88,12 @@ class RunGroup:
     def settings(self) -> dict[str, Any]:
         """The settings of the group's first run."""
         return self.runs[0].settings
+
+    def label(self, key: str) -> str:
+        """Names, tags or notes of the runs, each once, on one line. key: one of `layout.LABELS`."""
+        values = [run.settings.get(key) or [] for run in self.runs]
+        texts = [text for value in values for text in (value if isinstance(value, list) else [value])]
+        return ", ".join(dict.fromkeys(" ".join(str(text).split()) for text in texts))
 
     @property
     def done_runs(self) -> list[Run]:
@@ -201,7 +215,7 @@ def _read_run(path: Path) -> Run:
     for name, content in ((layout.SETTINGS, overview.settings), (layout.SUMMARY, overview.summary)):
         if overview.status == "done" and not content:
             raise UsageError(f"{path} is damaged: {name} is missing")
-    overrides = _read_overrides(path)
+    overrides = read_overrides(path)
     experiment = overrides.get("experiment")
     extra = {"experiment": None if experiment == "null" else experiment, "tol": overview.tol}
     settings = flatten(overview.settings | extra) if overview.settings else {}
@@ -222,15 +236,6 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             found[f"{prefix}{name}"] = float(value) if is_number else value  # 1 and 1.0 are the same setting
     return found
-
-
-def _read_overrides(path: Path) -> dict[str, str]:
-    """Read the overrides of the command line: key -> its last value."""
-    try:
-        lines = (path / layout.OVERRIDES).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return {}
-    return {key.lstrip("+~"): value for key, _, value in (line.partition("=") for line in lines)}
 
 
 def _machine(manifest: Mapping[str, Any]) -> str:

@@ -124,15 +124,20 @@ def chosen_tags(collection: RunCollection, requested: str | None) -> list[str]:
     return tags
 
 
-def make_table(collection: RunCollection, tags: Sequence[str]) -> Table:
-    """Make a table: for each group the varying settings, number of runs, mean and standard deviation of each tag."""
-    columns = [Column(column_title(key), key, is_numeric=False) for key in collection.varying_keys]
+def make_table(collection: RunCollection, tags: Sequence[str], with_notes: bool = False) -> Table:
+    """Make a table: for each group the varying settings, number of runs, mean and standard deviation of each tag.
+
+    It begins with the names and tags of the runs, if they have any. with_notes: add their notes, which may be long.
+    """
+    labels = [key for key in used_labels(collection) if with_notes or key != "notes"]
+    columns = [Column(column_title(key), key, is_numeric=False) for key in [*labels, *collection.varying_keys]]
     columns.append(Column("runs", _DESCRIPTIONS["runs"]))
     columns += [Column(tag_title(tag), describe_tag(tag)) for tag in tags]
     rows = []
     for group in collection.groups:
         done, total = len(group.done_runs), len(group.runs)
-        row = [TableCell(format_setting(value), _sort_value(value)) for value in group.varying_settings.values()]
+        row = [TableCell(group.label(key) or EMPTY, group.label(key)) for key in labels]
+        row += [TableCell(format_setting(value), _sort_value(value)) for value in group.varying_settings.values()]
         row.append(TableCell(f"{done}" if done == total else f"{done} of {total}", float(done)))
         for tag in tags:
             mean = group.mean(tag)
@@ -140,6 +145,11 @@ def make_table(collection: RunCollection, tags: Sequence[str]) -> Table:
         rows.append(row)
     others = ", ".join(map(column_title, collection.other_differing_keys))
     return Table(columns, rows, others and f"also differ: {others} (--format csv has their values)")
+
+
+def used_labels(collection: RunCollection) -> list[str]:
+    """Those of name, tags and notes that at least one run has."""
+    return [key for key in layout.LABELS if any(run.settings.get(key) for run in collection.runs)]
 
 
 def column_title(key: str) -> str:
@@ -240,11 +250,13 @@ def _escape(text: str) -> str:
 def as_csv(collection: RunCollection, tags: Sequence[str]) -> str:
     """Format as CSV, one row per group, numbers in full precision.
 
-    The columns are: differing settings, runs, done, seeds, and mean and standard deviation of each tag.
+    The columns are: names, tags and notes if there are any; differing settings, runs, done, seeds, and mean and
+    standard deviation of each tag.
     """
     rows = []
     for group in collection.groups:
-        row = {key: group.settings.get(key) for key in [*collection.varying_keys, *collection.other_differing_keys]}
+        row: dict[str, Any] = {key: group.label(key) for key in used_labels(collection)}
+        row |= {key: group.settings.get(key) for key in [*collection.varying_keys, *collection.other_differing_keys]}
         row |= {"runs": len(group.runs), "done": len(group.done_runs), "seeds": num_seeds(group)}
         row |= {name: x for tag in tags for name, x in ((tag, group.mean(tag)), (f"{tag}_std", group.std(tag)))}
         rows.append({name: _int_if_whole(value) for name, value in row.items()})

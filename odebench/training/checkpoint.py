@@ -64,8 +64,11 @@ class TrainingState:
         """The model to evaluate: the average of the weights if there is one, else the trained model."""
         return self.task.model if self.average is None else self.average.module
 
-    def save(self, path: Path) -> None:
-        """Save all state atomically, including random states. An existing file is kept as ``previous.pt``."""
+    def save(self, path: Path, kept: Path | None = None) -> None:
+        """Save all state atomically, including random states. An existing file is kept as ``previous.pt``.
+
+        kept: a second file to save it to.
+        """
         task, *others = all_gather(self.task.state_dict())
         content = {
             "format": FORMAT,
@@ -78,6 +81,8 @@ class TrainingState:
             "progress": vars(self.progress),
             "random": _random_states(),
         }
+        if kept is not None:
+            _save(kept, content)
         _save(path, content, path.with_name(PREVIOUS))
 
     def save_weights(self, path: Path) -> None:

@@ -12,7 +12,7 @@ from odebench.config.schema.quantities import higher_is_better
 from odebench.config.settings import Settings
 from odebench.errors import Diverged
 from odebench.record import layout
-from odebench.record.profiling import StepTimer, measure_step
+from odebench.record.profiling import StepTimer, measure_step, profiled_steps
 from odebench.record.writer import NullRunWriter, RunWriter
 from odebench.tasks import Loss, Task
 from odebench.tasks.task import read_numbers
@@ -32,18 +32,24 @@ def fit(training: TrainingState, settings: Settings, writer: RunWriter | NullRun
     Several processes take every decision together. Raises Diverged if the training cannot go on.
     """
     trainer, task, progress = settings.trainer, training.task, training.progress
-    num_steps = trainer.iterations or trainer.epochs * task.steps_per_epoch
+    num_steps = trainer.num_steps(task.steps_per_epoch)
     last_checkpoint = writer.path / layout.LAST_CHECKPOINT
     last_saved = time.monotonic()
     timer = StepTimer()
     max_seconds = math.inf if trainer.max_minutes is None else 60 * trainer.max_minutes
     writer.write_status("running", step=progress.step, steps=num_steps)
 
-    with ProgressDisplay(progress.step, num_steps, task.steps_per_epoch, max_seconds - writer.elapsed_s) as display:
+    num_profiled = trainer.profile if distributed.is_rank_zero() else None
+    device = next(task.model.parameters()).device
+    with (
+        ProgressDisplay(progress.step, num_steps, task.steps_per_epoch, max_seconds - writer.elapsed_s) as display,
+        profiled_steps(num_profiled, writer.path / layout.PROFILE, device) as after_step,
+    ):
         while progress.step < num_steps and not progress.finished:
             timer.start()
             metrics = train_step(training, settings, num_steps)
-            timer.stop(task.batch_size)
+            if not after_step():
+                timer.stop(task.batch_size)
             progress.step += 1
             step = progress.step
             display.show_step(step, metrics)
@@ -65,10 +71,11 @@ def fit(training: TrainingState, settings: Settings, writer: RunWriter | NullRun
             if progress.finished or (rest == 0 and epoch % trainer.measure_every == 0):
                 measure_training_step(training, writer)
             # Save after all logging of this step, because a run that is killed later resumes with the next step.
-            if validation_due or stopping or save_due:
+            keep_due = trainer.keep_every is not None and rest == 0 and epoch % trainer.keep_every == 0
+            if validation_due or stopping or save_due or keep_due:
                 writer.flush()
                 progress.elapsed_s = writer.elapsed_s
-                training.save(last_checkpoint)
+                training.save(last_checkpoint, writer.path / layout.KEPT_CHECKPOINT.format(epoch) if keep_due else None)
                 last_saved = time.monotonic()
             if stopping and not progress.finished:
                 stop.signal_number = stopping

@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 
 from odebench.config.compose import compose
 from odebench.config.read import read_settings
-from odebench.config.saved import read_saved, saved_settings
+from odebench.config.saved import saved_settings
 from odebench.config.settings import Settings, run_name
 from odebench.config.warnings import probable_mistakes, without_effect
 from odebench.console import print_results
@@ -34,6 +34,7 @@ from odebench.record.reader import RunRecord, has_checkpoint, read_metrics, read
 from odebench.record.writer import (
     NullRunWriter,
     RunWriter,
+    change_labels,
     check_folder_is_free,
     claim_folder,
     has_started,
@@ -41,6 +42,7 @@ from odebench.record.writer import (
 )
 from odebench.tasks import Task, build_task
 from odebench.training import distributed
+from odebench.training.changes import apply_changes, check_new_length, log_new_schedule
 from odebench.training.checkpoint import TrainingState, load_weights
 from odebench.training.environment import choose_device, compile_model, prepare_environment
 from odebench.training.loop import fit
@@ -111,41 +113,63 @@ def train(overrides: Sequence[str] = (), config_dir: Path | str | None = None) -
     raise kind(f"{read_run(result.folder, metrics=False).status.get('message')} (record in {result.folder})")
 
 
-def resume_run(path: Path) -> RunResult:
+def resume_run(path: Path, overrides: Sequence[str] = ()) -> RunResult:
     """Resume a run from its last checkpoint, or from the start if there is none.
 
-    A finished run is not changed; its results are printed again. Raises UsageError if there is no run in ``path``, or
-    if another process uses it.
+    overrides: settings to change; see `check_resumable`. A finished run is not trained unless they make it longer; its
+    results are printed again. Raises UsageError, before anything is written, if there is no run in ``path``, if another
+    process uses it, or if it cannot go on with these settings.
     """
     run = read_run(path)
     saved = saved_settings(run.settings, run.path)
-    settings = read_saved(saved, run.path / layout.SETTINGS)
+    settings, is_length_new = apply_changes(saved, overrides, run)
     with distributed.process_group(choose_device(settings.device)):
-        if distributed.broadcast_result(lambda: run.status["status"] == "done"):
-            if distributed.is_rank_zero():
-                log.info("%s is already done", path)
-                if "run" not in run.summary:
-                    raise UsageError(f"{path / layout.SUMMARY} is damaged: it holds no results; use odebench eval")
-                print_results(training_table(run.summary, path), path / layout.SUMMARY)
-            return RunResult(DONE, path, run.summary.get("objective"))
+        is_done = distributed.broadcast_result(lambda: run.status["status"] == "done")
+        if is_done and not is_length_new:
+            return _finish_again(run, saved, overrides)
         with _run_lock(path):
             last = path / layout.LAST_CHECKPOINT
             found = has_checkpoint(path)
+            if is_done and not found:
+                raise UsageError(f"no checkpoint in {last.parent}: this finished run cannot be trained longer")
             # Without init_from: the checkpoint replaces its weights, and that run may no longer exist.
             training = _build_training(replace(settings, init_from=None) if found else settings)
             _load_latest(training, last)
+            if is_length_new:
+                check_new_length(settings.trainer, training.progress, training.task.steps_per_epoch)
+            if training.progress.finished and is_length_new:
+                training.progress.finished = False
+                training.save(last)  # before the record changes: if this process is killed, the next one goes on
             step, elapsed_s = training.progress.step, training.progress.elapsed_s
             content, quantities = _manifest(saved, training, settings), training.task.quantities
+            changed = (saved, overrides) if overrides else None
             with (
                 StopRequest(notice=_STOP_NOTICE) as stop,
-                _open_writer(path, lambda: RunWriter.reopen(path, step, content, quantities, elapsed_s)) as writer,
+                _open_writer(
+                    path, lambda: RunWriter.reopen(path, step, content, quantities, elapsed_s, changed)
+                ) as writer,
             ):
+                log_new_schedule(run.settings, settings, training)
                 if found:
                     log.info("resuming after step %d", step)
                 else:
                     log.warning("no checkpoint in %s: starting from the beginning", last.parent)
                 result = _train_and_test(training, settings, writer, stop)
     return _forward_signal(result, stop)
+
+
+def _finish_again(run: RunRecord, saved: DictConfig, overrides: Sequence[str]) -> RunResult:
+    """Print the results of a finished run again. overrides: those that changed its name, tags or notes."""
+    for override in overrides:
+        if override.partition("=")[0] not in layout.LABELS:
+            raise UsageError(f"{override}: has no effect on a finished run; trainer.epochs=N trains it longer")
+    if distributed.is_rank_zero():
+        log.info("%s is already done", run.path)
+        if "run" not in run.summary:
+            raise UsageError(f"{run.path / layout.SUMMARY} is damaged: it holds no results; use odebench eval")
+        summary = change_labels(run, saved, overrides) if overrides else run.summary
+        print_results(training_table(summary, run.path), run.path / layout.SUMMARY)
+    return RunResult(DONE, run.path, run.summary.get("objective"))
 
 
 def _contains_same_run(folder: str | None, config: DictConfig) -> bool:
@@ -316,6 +340,7 @@ def _test_and_summarise(training: TrainingState, settings: Settings, writer: Run
     best = {tag.removeprefix("best/"): value for tag, value in final_metrics.items() if tag.startswith("best/")}
     summary = {
         "run": describe_settings(settings),
+        **{key: value for key in layout.LABELS if (value := getattr(settings, key))},
         "parameters": sum(p.numel() for p in task.model.parameters()),
         "objective": progress.best,
         "test": test,
@@ -324,7 +349,8 @@ def _test_and_summarise(training: TrainingState, settings: Settings, writer: Run
         **{f"final/test_{name}": x for name, x in test.items() if layout.is_tag(f"final/test_{name}")},
         "final/minutes": writer.elapsed_s / 60,
     }
-    for name, figure in {"curves": training_curves(rows), **task.figures()}.items():
+    figures = {"curves": training_curves(rows), **task.figures()} if settings.trainer.figures else {}
+    for name, figure in figures.items():
         writer.write_figure(name, figure, progress.step)
     writer.log(progress.step, {f"test/{name}": x for name, x in test.items() if layout.is_tag(f"test/{name}")})
     writer.write_summary(summary)

@@ -37,6 +37,7 @@ from odebench.training.trained_run import (
     read_trained_run,
     seeded,
     with_evaluation_solver,
+    write_evaluations,
 )
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ def study_run(
     split: str = "validation",
     limit: int | None = None,
     gradients: bool = False,
+    output: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Evaluate a finished run with each combination of settings and print a table.
 
@@ -77,15 +79,15 @@ def study_run(
     line contains the reason. Returns the metrics of each row of the table.
 
     limit: evaluate only this many samples of the split. gradients: compare gradients even if the gradient mode does not
-    vary. Raises UsageError, before anything is evaluated, if a combination is invalid or the model has no ODE; Diverged
-    if the reference solve fails.
+    vary. output: a new CSV file for the numbers. Raises UsageError, before anything is evaluated, if a combination is
+    invalid or the model has no ODE; Diverged if the reference solve fails.
     """
     saved = read_trained_run(path)
     chosen = _distinct_evaluations(saved, combinations)
     varying = _varying_keys(combinations)
     compares_gradients = gradients or any(_config_group(key) == "gradient" for key in varying)
     references: dict[tuple[str, ...], ReferenceModel] = {}
-    results, table = [], []
+    results, table, lines = [], [], []
     for number, (overrides, settings) in enumerate(chosen, 1):
         log.info("%d of %d: %s", number, len(chosen), " ".join(overrides))
         others = tuple(override for override in overrides if _config_group(override) not in _SOLVER_GROUPS)
@@ -98,9 +100,9 @@ def study_run(
             metrics = references[others].compare(run, overrides, split)
         except Diverged as error:
             log.warning("skipped: %s: %s", " ".join(overrides), error)
-            append_evaluation(run, overrides, split, limit, {"failed": str(error)})
+            lines.append(append_evaluation(run, overrides, split, limit, {"failed": str(error)}))
             continue
-        append_evaluation(run, overrides, split, limit, {**metrics, "reference": REFERENCE})
+        lines.append(append_evaluation(run, overrides, split, limit, {**metrics, "reference": REFERENCE}))
         results.append(metrics)
         values = dict(override.split("=", 1) for override in overrides)
         varied = {key: values[key] for key in varying if key not in _KEYS_WITH_OWN_COLUMN}
@@ -109,6 +111,8 @@ def study_run(
         cells |= {title: form.format(metrics[name]) for name, (title, form) in _COST_COLUMNS.items() if name in metrics}
         solver = settings.evaluation_solver
         table.append({"solver": solver.name, "tol": solver.accuracy.removeprefix("tol "), **varied, **cells})
+    if output is not None:
+        write_evaluations(lines, output)
     if table:
         titles = list(dict.fromkeys(title for row in table for title in row))
         print_table([titles, *([row.get(title, "-") for title in titles] for row in table)])

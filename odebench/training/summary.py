@@ -11,6 +11,7 @@ from odebench.config.choices import options_of
 from odebench.config.schema.solver import NO_SOLVER
 from odebench.config.settings import Settings
 from odebench.console import aligned
+from odebench.record import layout
 
 # Logged tag -> tag in the summary, whose value is the last one, the mean over the last epoch, or for rates the harmonic
 # mean over the last epoch. Metrics that depend on the task (train/..., val/...) become final/train_... and
@@ -87,6 +88,9 @@ def training_table(summary: Mapping[str, Any], folder: Path) -> str:
 
 def _training_rows(summary: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, str]]:
     yield "run", f"{summary['run']}, {summary['parameters']:,} parameters"
+    for key in layout.LABELS:
+        if value := summary.get(key):
+            yield key, " ".join(value.split()) if isinstance(value, str) else ", ".join(value)
     yield from summary["results"].items()
     if "final/nfe_forward" in summary:
         yield (

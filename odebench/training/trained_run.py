@@ -29,7 +29,7 @@ from odebench.errors import UsageError
 from odebench.plots.image_grid import image_grid
 from odebench.record import layout
 from odebench.record.files import check_file_can_be_made, json_line, utc_now, write_atomically
-from odebench.record.reader import RunRecord, read_run
+from odebench.record.reader import RunRecord, read_overview, read_run
 from odebench.tasks import Task, build_task
 from odebench.tasks.build import ConfiguredSolver
 from odebench.training.checkpoint import load_weights
@@ -105,15 +105,19 @@ def build_trained_run(saved: SavedRun, settings: Settings) -> TrainedRun:
 def read_trained_run(path: Path | str) -> SavedRun:
     """Read the record and the settings of a run.
 
-    If the run is not finished, logs a warning that its best weights so far are used. Raises UsageError if it has none.
+    If the run is not finished, logs a warning that its best checkpoint so far is used. Raises UsageError if there is
+    none.
     """
     run = read_run(path, metrics=False)
-    status = run.status["status"]
-    if status != "done":
-        unfinished = f"{path} is not finished (status {status})"
+    overview = read_overview(run.path)
+    if overview.status != "done":
+        unfinished = f"{path} is not finished (status {overview.status}, step {overview.step})"
         if not (run.path / layout.BEST_CHECKPOINT).exists():
-            raise UsageError(f"{unfinished}; resume it with: odebench resume {shlex.quote(str(path))}")
-        log.warning("%s: using its best weights so far", unfinished)
+            hint = f"resume it with: odebench resume {shlex.quote(str(path))}"
+            if overview.status == "running":
+                hint = "wait for its first validation, which saves its weights"
+            raise UsageError(f"{unfinished}; {hint}")
+        log.warning("%s: using its best checkpoint so far", unfinished)
     completed = saved_settings(run.settings, run.path)
     if OmegaConf.select(completed, "solver.compile") == "solve":
         completed.solver.compile = False  # overrides may ask for it
@@ -183,11 +187,15 @@ def _load_and_warn(path: Path, overrides: list[str]) -> TrainedRun:
 
 
 def evaluate_run(
-    path: Path, overrides: list[str], split: str = "validation", limit: int | None = None
+    path: Path,
+    overrides: list[str],
+    split: str = "validation",
+    limit: int | None = None,
+    output: Path | None = None,
 ) -> dict[str, float]:
     """Evaluate a finished run with other settings, print the metrics, and append them to the run's evaluations.jsonl.
 
-    limit: evaluate only this many samples of the split.
+    limit: evaluate only this many samples of the split. output: a new CSV file for the numbers.
     """
     run = _load_and_warn(path, overrides)
     if limit is not None:
@@ -198,15 +206,17 @@ def evaluate_run(
     rows += [(f"{split} {name}", text) for name, text in run.task.format_metrics(metrics)]
     if "nfe" in metrics:
         rows.append(("NFE per batch", f"{metrics['nfe']:.1f}"))
-    append_evaluation(run, overrides, split, limit, metrics)
+    line = append_evaluation(run, overrides, split, limit, metrics)
+    if output is not None:
+        write_evaluations([line], output)
     print_table(rows)
     return metrics
 
 
 def append_evaluation(
     run: TrainedRun, overrides: Sequence[str], split: str, limit: int | None, metrics: Mapping[str, Any]
-) -> None:
-    """Append a line to the run's evaluations.jsonl: time, overrides, split, solver and metrics.
+) -> dict[str, Any]:
+    """Append a line to the run's evaluations.jsonl: time, overrides, split, solver and metrics. Return its content.
 
     Logs a warning if the file cannot be written, for example because the folder belongs to another user.
     """
@@ -226,13 +236,33 @@ def append_evaluation(
             file.write(json_line(line))
     except OSError as error:
         log.warning("this evaluation was not saved: %s cannot be written (%s)", path, error.strerror)
+    return line
 
 
-def predict_run(path: Path, overrides: list[str], split: str = "validation", output: Path | None = None) -> None:
-    """Write a finished run's predictions for each sample of a split as CSV, to a new file or to stdout."""
+def write_evaluations(lines: Sequence[Mapping[str, Any]], output: Path) -> None:
+    """Write lines of evaluations.jsonl as CSV. Each override has a column, a value that a line lacks is empty."""
+    rows = [dict(one.split("=", 1) for one in line["overrides"]) | dict(line) for line in lines]
+    columns = [key for key in dict.fromkeys(key for row in rows for key in row) if key != "overrides"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(output, text.getvalue().encode())
+
+
+def predict_run(
+    path: Path,
+    overrides: list[str],
+    split: str = "validation",
+    output: Path | None = None,
+    limit: int | None = None,
+) -> None:
+    """Write a run's predictions for the first `limit` samples of a split as CSV, to a new file or to stdout."""
     if output is not None:
         check_file_can_be_made(output, f"--output {output}")
     run = _load_and_warn(path, overrides)
+    if limit is not None:
+        run.task.limit_split(split, limit)
     with seeded(run):
         columns = run.task.predict(split)
     text = io.StringIO()

@@ -120,7 +120,7 @@ def test_version(capsys):
             "odebench eval: argument --limit: a whole number is needed, not abc (odebench eval --help explains)",
         ),
         (["train", "--foo"], "odebench train: unknown option --foo"),
-        (["predict", "RUN", "--limit", "3"], "odebench predict: unknown option --limit"),
+        (["sample", "RUN", "--limit", "3"], "odebench sample: unknown option --limit"),
         (["report", "RUN", "--figure", "no"], "odebench report: unknown figure no (odebench report --list prints all)"),
         (["reproduce", "no"], "odebench reproduce: unknown reproduction no (odebench reproduce --list prints all)"),
         (["train", "--multirn"], "odebench train: unknown option --multirn; did you mean --multirun?"),
@@ -242,14 +242,49 @@ def test_cfg_prints_settings_that_read_back(calls, capsys):
     assert calls == []
 
 
+def test_cfg_job_prints_the_settings_as_in_hydra(capsys):
+    assert main(["train", "--cfg"]) == 0
+    printed = capsys.readouterr().out
+    assert main(["train", "--cfg", "job"]) == 0
+    assert capsys.readouterr().out == printed
+    assert main(["train", "model=mlp", "--cfg", "job", "seed=3"]) == 0
+    assert "\nseed: 3\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("train --cfg all", "--cfg prints the settings of a run, without those of Hydra: write --cfg, or --cfg job"),
+        ("train -c job", "-c: write --cfg"),
+        *(
+            (f"train {option}", f"{option.split()[0]}: choose options as in experiment=paper/mnist_odenet; "
+             "--config-dir DIR adds your own YAML")
+            for option in ("--config-name mine", "--config-name=mine", "-cn mine", "--config-path configs")
+        ),
+        ("sweep -m tol=1e-2,1e-3", "-m: odebench sweep runs several values, as in odebench sweep tol=1e-2,1e-3"),
+        ("-m tol=1e-2,1e-3", "-m: odebench sweep runs several values, as in odebench sweep tol=1e-2,1e-3"),
+        ("model=mlp tol=1", "model=mlp: begin with a command, as in odebench train model=mlp"),
+        ("train +x=1", "+x=1: settings cannot be added; write KEY=VALUE without the plus"),
+        ("sweep ++x=1", "++x=1: settings cannot be added; write KEY=VALUE without the plus"),
+        ("train ~tol", "~tol: settings cannot be removed; many can be null, as in KEY=null"),
+        ("train ~tol=1", "~tol=1: settings cannot be removed; many can be null, as in KEY=null"),
+        ("resume RUN +x=1", "+x=1: settings cannot be added; write KEY=VALUE without the plus"),
+        ("eval RUN ~tol", "~tol: settings cannot be removed; many can be null, as in KEY=null"),
+    ],
+)  # fmt: skip
+def test_habits_of_hydra_get_a_line_that_shows_our_way(words, line, run, capsys):
+    command = words.split()[0] if words.split()[0] in COMMANDS else ""
+    assert fails(capsys, *words.replace("RUN", str(run)).split()) == f"odebench {command}".strip() + f": {line}"
+
+
 def test_eval_takes_overrides_and_a_split(calls, run, capsys):
     assert main(["eval", str(run)]) == 0
     assert main(["eval", str(run), "solver=rk4", "split=test", "tol=1e-5"]) == 0
     assert main(["eval", str(run), "--limit", "20"]) == 0
     assert calls == [
-        ("eval", run, [], "validation", None),
-        ("eval", run, ["solver=rk4", "tol=1e-5"], "test", None),
-        ("eval", run, [], "validation", 20),
+        ("eval", run, [], "validation", None, None),
+        ("eval", run, ["solver=rk4", "tol=1e-5"], "test", None, None),
+        ("eval", run, [], "validation", 20, None),
     ]
     assert fails(capsys, "eval", str(run), "split=tset").startswith(
         "odebench eval: unknown split tset; did you mean test?"
@@ -258,8 +293,8 @@ def test_eval_takes_overrides_and_a_split(calls, run, capsys):
 
 def test_eval_of_several_values_is_a_study_of_their_combinations(calls, run, capsys):
     assert main(["eval", str(run), "tol=1e-1,1e-2", "solver=dopri5,rk4", "split=test"]) == 0
-    ((command, folder, combinations, split, limit, gradients),) = calls
-    assert (command, folder, split, limit, gradients) == ("study", run, "test", None, False)
+    ((command, folder, combinations, split, limit, gradients, output),) = calls
+    assert (command, folder, split, limit, gradients, output) == ("study", run, "test", None, False, None)
     assert combinations == [[f"tol={tol}", f"solver={solver}"] for tol in (0.1, 0.01) for solver in ("dopri5", "rk4")]
     assert fails(capsys, "eval", str(run), "solver=dopri5,rk5").startswith(
         "odebench eval: unknown solver rk5; did you mean rk4"
@@ -268,7 +303,7 @@ def test_eval_of_several_values_is_a_study_of_their_combinations(calls, run, cap
 
 def test_eval_with_gradients_is_a_study_even_of_one_combination(calls, run):
     assert main(["eval", str(run), "tol=1e-2", "--gradients", "--limit", "5"]) == 0
-    assert calls == [("study", run, [["tol=1e-2"]], "validation", 5, True)]
+    assert calls == [("study", run, [["tol=1e-2"]], "validation", 5, True, None)]
 
 
 def test_sample_takes_a_number_a_seed_and_a_file(calls, run):
@@ -279,20 +314,24 @@ def test_sample_takes_a_number_a_seed_and_a_file(calls, run):
 
 def test_predict_takes_an_output_file(calls, run):
     assert main(["predict", str(run), "--output", "p.csv", "split=train"]) == 0
-    assert calls == [("predict", run, [], "train", Path("p.csv"))]
+    assert main(["predict", str(run), "--limit", "5"]) == 0
+    assert calls == [
+        ("predict", run, [], "train", Path("p.csv"), None),
+        ("predict", run, [], "validation", None, 5),
+    ]
 
 
 def test_resume_passes_the_folder_and_returns_its_exit_code(calls, run):
     assert main(["resume", str(run)]) == 75
-    assert calls == [("resume", run)]
+    assert main(["resume", str(run), "trainer.epochs=30"]) == 75
+    assert calls == [("resume", run, []), ("resume", run, ["trainer.epochs=30"])]
 
 
-def test_settings_of_a_resumed_run_raise_an_error_that_says_what_to_do(calls, run, capsys):
+def test_a_setting_that_cannot_change_is_refused_before_torch_is_imported(calls, run, capsys):
     folder = run.rename(run.parent / "my run")
-    assert fails(capsys, "resume", str(folder), "tol=1e-5") == (
-        "odebench resume: tol=1e-5: the settings of a run are fixed; "
-        f"train another from its weights: odebench train KEY=VALUE init_from='{folder}'"
-    )
+    line = fails(capsys, "resume", str(folder), "tol=1e-5")
+    assert line.startswith("odebench resume: tol=1e-5: cannot change when a run resumes (trainer.epochs, ")
+    assert line.endswith(f"train another from its weights: odebench train KEY=VALUE init_from='{folder}'")
     assert calls == []
 
 
@@ -364,10 +403,10 @@ def test_list_runs_shows_results_and_skips_a_damaged_run(run, capsys):
     assert main(["list", "runs", str(run.parent)]) == 0
     out, err = capsys.readouterr()
     header, row = out.splitlines()
-    columns = ["RUN", "MODEL", "SOLVER", "TOL", "STATUS", "STEP", "ETA", "BEST", "NFE", "MINUTES"]
+    columns = ["RUN", "MODEL", "SOLVER", "TOL", "STATUS", "STEP", "ETA", "BEST", "NFE", "MINUTES", "DISK"]
     assert header.split() == columns
     assert row.split()[:7] == [str(run), "odenet", "dopri5", "0.001", "done", "10", "-"]
-    assert row.split()[7:] == ["val/accuracy", "0.9877", "20.0", "3.2"]
+    assert row.split()[7:] == ["val/accuracy", "0.9877", "20.0", "3.2", "0.0", "MiB"]
     assert "b_run" in err
     assert "b_run/summary.json is damaged" in err
     assert f"{lost} is damaged: status.json is missing" in err

@@ -220,6 +220,13 @@ INVALID = {
     "dynamics.steer=0.25 gives each process its own steps; leave either out",
     "model=ode_rnn model.encoder_solver=null solver.sync_steps=true": "solver.sync_steps=true: "
     "model.encoder_solver=null gives each process its own steps; leave either out",
+    "name=": "name='': one line of text is needed, such as name=baseline",
+    "name=1": "name=1: text is needed; a number in quotes is text, as in \"name='1'\", or null",
+    "tags=baseline": "tags=baseline: a list is needed, such as tags=[baseline]",
+    "tags=a,b": "tags=a,b: write them as a list, as in tags=[a,b]",
+    "tags=[lr=1]": "malformed setting 'tags=[lr=1]': put the value into quotes, as in \"tags='[lr=1]'\"",
+    "tags=['lr=1']": "tags=[lr=1]: 'lr=1' is no tag; "
+    "a tag is one word of letters, digits and _ . : / + -, such as tags=[baseline,lr_0.1]",
     "solver.min_step=0": "solver.min_step=0: must be greater than 0, or null",
     "solver=alf solver.damping=2": "solver=alf: damping must lie above 0.5 and at most at 1, got 2.0",
     "solver=alf solver.damping=a": "solver.damping=a: a number is needed, such as solver.damping=0.5",

@@ -45,6 +45,21 @@ def test_a_row_has_settings_runs_and_values_with_fractions_in_percent(record, ru
     ]
 
 
+def test_names_and_tags_come_first_and_notes_are_on_the_page_and_in_the_csv(record, runs):
+    record(seed=0, name="first", tags=["a", "b"], notes="two\nlines")
+    record(seed=1, name="second", tags=["b"])
+    record(tol=1e-2)
+    collection = collect_runs([runs])
+    assert [row[:3] for row in table.make_table(collection, []).texts] == [
+        ["name", "tags", "tol"],
+        ["first, second", "a, b", "0.001"],
+        ["-", "-", "0.01"],
+    ]
+    assert table.make_table(collection, [], with_notes=True).texts[1][:3] == ["first, second", "a, b", "two lines"]
+    row = next(csv.DictReader(table.as_csv(collection, []).splitlines()))
+    assert (row["name"], row["tags"], row["notes"], row["done"]) == ("first, second", "a, b", "two lines", "2")
+
+
 def test_differing_settings_without_a_column_are_noted_and_are_in_the_csv(record, runs):
     record(model__name="odenet")
     record(model__name="rknet", trainer__batch_size=128)

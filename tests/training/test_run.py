@@ -1,5 +1,6 @@
 """A training from settings to record, on real images: its files, how it ends, how it resumes."""
 
+import gzip
 import json
 import math
 import os
@@ -9,14 +10,17 @@ import signal
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import odebench.training.loop as loop
 import odebench.training.run as run_module
+from odebench.cli import main
 from odebench.errors import Diverged, UsageError
 from odebench.ode import SolveError
 from odebench.ode.solution import SolveOutcome, Status
 from odebench.record import layout
-from odebench.record.reader import read_run
+from odebench.record.reader import read_overview, read_run
 from odebench.tasks.classification import ClassificationTask
 from odebench.training.checkpoint import load_weights
 from odebench.training.run import resume_run
@@ -79,6 +83,48 @@ def test_every_model_trains_tests_once_and_writes_a_complete_record(model, train
     table = capsys.readouterr().out
     assert f"{100 * run.summary['final/test_accuracy']:.2f} %  (95 % interval" in table
     assert f"odebench tensorboard {result.folder}" in table
+
+
+def test_name_tags_and_notes_are_in_the_record_the_list_and_the_results(train, capsys):
+    folder = train("model=mlp", "trainer.iterations=1", "name=my first", "tags=[a,b]", "notes='why, and how'").folder
+    table = capsys.readouterr().out
+    assert main(["list", "runs", str(folder)]) == 0
+    listed = re.split("  +", capsys.readouterr().out.splitlines()[1])
+    run = read_run(folder)
+    assert [run.summary[key] for key in layout.LABELS] == ["my first", ["a", "b"], "why, and how"]
+    for name, text in (("name", "my first"), ("tags", "a, b"), ("notes", "why, and how")):
+        assert re.search(rf"^{name} +{text}$", table, re.MULTILINE)
+        assert text in listed
+    assert (run.settings.name, run.manifest["settings"]["tags"]) == ("my first", ["a", "b"])
+
+
+def test_kept_checkpoints_are_those_of_a_shorter_training_and_figures_can_be_left_out(train, without_figures):
+    without_figures.undo()
+    common = ["model=mlp", "schedule=constant", "trainer.figures=false"]
+    short = train(*common, "trainer.epochs=2").folder
+    folder = train(*common, "trainer.epochs=5", "trainer.keep_every=2").folder
+    names = {path.name for path in (folder / layout.CHECKPOINTS).iterdir()}
+    assert names == {"last.pt", "previous.pt", "best.pt", "epoch_2.pt", "epoch_4.pt"}
+    assert same(weights(folder, "epoch_2"), weights(short))
+    assert list((folder / layout.FIGURES).iterdir()) == []
+
+
+@pytest.mark.parametrize(("num", "recorded"), [(2, {1, 2}), (100, set(range(1, 9)))])
+def test_a_profile_is_of_the_steps_after_the_first_and_changes_no_result(num, recorded, odenet_run, train):
+    folder = train(f"trainer.profile={num}").folder
+    with gzip.open(folder / "profile" / "trace.json.gz") as file:
+        events = json.load(file)["traceEvents"]
+    steps = {event["name"] for event in events if str(event.get("name")).startswith("ProfilerStep#")}
+    assert steps == {f"ProfilerStep#{number}" for number in recorded}
+    header, *rows = (folder / "profile" / "operations.txt").read_text().splitlines()
+    assert header.split() == ["operation", "calls", "CPU", "ms", "share"]
+    assert any(row.startswith("aten::mkldnn_convolution ") for row in rows)
+    shares = [float(row.split()[-1].rstrip("%")) for row in rows]
+    assert shares == sorted(shares, reverse=True)
+    assert losses(folder) == losses(odenet_run)
+    assert same(weights(folder), weights(odenet_run))
+    timed = read_run(folder).series("time/step_ms")[0]
+    assert timed == list(range(2 + num, 9))  # the profiler makes steps slower
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_one_does_not(odenet_run, train):
@@ -164,6 +210,104 @@ def test_resuming_a_finished_run_prints_its_result_and_changes_nothing(train, ca
     assert again == result
     assert capsys.readouterr().out == first
     assert before == {path: path.read_bytes() for path in result.folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("schedule", ["schedule=constant", "schedule=cosine"])
+def test_a_finished_run_trained_longer(schedule, train, tmp_path, caplog):
+    """With a schedule that does not depend on the length, it equals a run that was this long from the start."""
+    overrides = ["model=mlp", schedule, "trainer.patience=9"]
+    folder = train(*overrides).folder
+    assert main(["resume", str(folder), "trainer.epochs=4", "name=longer"]) == 0
+    run, whole = read_run(folder), read_run(train(*overrides, "trainer.epochs=4").folder)
+    assert (run.status["status"], run.status["step"]) == ("done", 16)
+    assert (run.settings.trainer.epochs, read_overview(folder).setting("trainer.epochs")) == (4, 4)
+    assert run.summary["name"] == "longer"
+    assert (folder / "overrides.txt").read_text().splitlines()[-2:] == ["trainer.epochs=4", "name=longer"]
+    assert [row["step"] for row in run.metrics if "test/accuracy" in row] == [16]
+    assert (losses(folder) == losses(whole.path)) == (schedule == "schedule=constant")
+    if schedule == "schedule=constant":
+        assert same(weights(folder), weights(whole.path))
+        assert run.summary["test"] == whole.summary["test"]
+        line = (
+            "schedule=constant goes on, as it does not depend on the length; learning rate 0.003 at step 8, then 0.003"
+        )
+    else:
+        line = "schedule=cosine is now spread over 4 epochs, as if the run had been this long at first"
+        line += "; learning rate 0.000114 at step 8, then 0.0015"
+    assert line in caplog.messages
+    assert line in (folder / layout.LOG).read_text()
+    events = EventAccumulator(str(folder)).Reload()
+    content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    start = HParamsPluginData.FromString(content).session_start_info
+    assert start.hparams["trainer.epochs"].number_value == 4
+
+
+def test_a_run_trained_longer_goes_on_after_a_kill(train, monkeypatch):
+    class Killed(BaseException):
+        """Not handled by any code, like SIGKILL."""
+
+    def kill():
+        raise Killed
+
+    folder = train("model=mlp", "schedule=constant").folder
+    with monkeypatch.context() as patch:
+        stop_at(patch, 10, kill)
+        with pytest.raises(Killed):
+            resume_run(folder, ["trainer.epochs=3"])
+    assert resume_run(folder).exit_code == 0
+    assert read_run(folder).status["step"] == 12
+    assert same(weights(folder), weights(train("model=mlp", "schedule=constant", "trainer.epochs=3").folder))
+
+
+CANNOT_CHANGE = (
+    "cannot change when a run resumes (trainer.epochs, trainer.iterations, trainer.max_minutes, trainer.patience, "
+    "trainer.checkpoint_minutes, trainer.keep_every, trainer.figures, trainer.profile, name, tags, notes can); "
+    "train another from its weights: odebench train KEY=VALUE init_from=RUN"
+)
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("trainer.epochs=2", "trainer.epochs=2: 2 epochs are done; give more"),
+        ("trainer.epochs=1", "trainer.epochs=1: 2 epochs are done; give more"),
+        ("trainer.iterations=5", "trainer.iterations=5: 8 steps are done; give more"),
+        ("trainer.epochs=0", "trainer.epochs=0: must be at least 1"),
+        ("trainer.epochs=3,4", "trainer.epochs=3,4: give one value only"),
+        ("trainer.epoch=3", "unknown setting trainer.epoch; did you mean trainer.epochs?"),
+        ("optim.lr=1", f"optim.lr=1: {CANNOT_CHANGE}"),
+        ("model=mlp", f"model=mlp: {CANNOT_CHANGE}"),
+        ("tags=[a b]", "tags=[a b]: 'a b' is no tag; a tag is one word of letters, digits and _ . : / + -, "
+         "such as tags=[baseline,lr_0.1]"),
+        ("trainer.checkpoint_minutes=1", "trainer.checkpoint_minutes=1: has no effect on a finished run; "
+         "trainer.epochs=N trains it longer"),
+    ],
+)  # fmt: skip
+def test_a_setting_that_cannot_change_is_refused_and_nothing_is_written(override, line, odenet_run, capsys):
+    before = {path: path.read_bytes() for path in odenet_run.rglob("*") if path.is_file()}
+    assert main(["resume", str(odenet_run), override]) == 2
+    assert capsys.readouterr() == ("", f"odebench resume: {line.replace('RUN', str(odenet_run))}\n")
+    assert before == {path: path.read_bytes() for path in odenet_run.rglob("*") if path.is_file()}
+
+
+def test_limits_that_ended_a_run_must_change_too(train, capsys, monkeypatch):
+    monkeypatch.setattr(loop, "is_better", lambda objective, value, best: best is None)
+    run = train("model=mlp", "trainer.epochs=9", "trainer.patience=1").folder
+    assert main(["resume", str(run), "trainer.epochs=20"]) == 2
+    line = "trainer.patience=1: no better result for 1 epochs; give more, or trainer.patience=null"
+    assert line in capsys.readouterr().err
+    assert main(["resume", str(run), "trainer.patience=3"]) == 0
+    assert read_run(run).status["step"] == 4 * 4
+
+
+def test_new_labels_of_a_finished_run_train_nothing(train, capsys):
+    folder = train("model=mlp", "trainer.iterations=1").folder
+    checkpoint = (folder / "checkpoints" / "last.pt").read_bytes()
+    assert main(["resume", str(folder), "tags=[best]", "name=ours"]) == 0
+    assert re.search(r"^tags +best$", capsys.readouterr().out, re.MULTILINE)
+    assert main(["list", "runs", str(folder), "tag=best", "name=ours"]) == 0
+    assert read_run(folder).settings.tags == ["best"]
+    assert (folder / "checkpoints" / "last.pt").read_bytes() == checkpoint
 
 
 def test_a_nan_ends_the_run_as_diverged_with_the_last_good_checkpoint(train, monkeypatch):

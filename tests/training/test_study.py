@@ -1,5 +1,6 @@
 """Evaluating a trained model with many solvers and tolerances."""
 
+import csv
 import json
 import math
 import shutil
@@ -113,6 +114,30 @@ def test_a_study_prints_the_times_of_a_training_step_and_the_evaluated_samples(r
     for pass_ms in ("forward_ms", "backward_ms"):
         assert rows[1][pass_ms] > rows[0][pass_ms] > 0  # a hundred times as many steps
     assert "evaluated: first 7 samples of the validation split" in capsys.readouterr().out
+
+
+def test_the_numbers_of_a_study_go_to_a_file(run, tmp_path, capsys):
+    output = tmp_path / "numbers.csv"
+    words = ["solver=tsit5,dopri5", "solver.max_steps=100,1", "--limit", "5", "--output", str(output)]
+    assert main(["eval", str(run), *words]) == 0
+    with output.open() as file:
+        rows = list(csv.DictReader(file))
+    expected = [("tsit5", "100"), ("tsit5", "1"), ("dopri5", "100"), ("dopri5", "1")]
+    assert [(row["solver"], row["solver.max_steps"]) for row in rows] == expected
+    assert "max_steps" in rows[-1]["failed"]
+    for row, line in zip(rows, lines(run)[-len(rows) :], strict=True):
+        expected = {key: "" if value is None else str(value) for key, value in line.items() if key != "overrides"}
+        assert {key: row[key] for key in expected} == expected
+    assert main(["eval", str(run), "--output", str(output)]) == 2
+    assert "exists; name a new file" in capsys.readouterr().err
+
+
+def test_the_numbers_of_one_evaluation_go_to_a_file(run, tmp_path):
+    output = tmp_path / "numbers.csv"
+    assert main(["eval", str(run), "--limit", "5", "--output", str(output)]) == 0
+    with output.open() as file:
+        (row,) = csv.DictReader(file)
+    assert (row["split"], row["limit"], row["solver"], row["samples"]) == ("validation", "5", "dopri5", "5")
 
 
 def test_a_limit_of_the_training_split_is_of_its_evaluation_alone(odenet):

@@ -283,6 +283,22 @@ def test_a_model_that_does_not_fit_into_memory_is_one_line(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name", ["odenet_run", "cnf_run"])
+def test_predict_takes_the_first_samples_of_the_split(name, request, capsys):
+    folder = str(request.getfixturevalue(name))
+    fixed = ["solver=rk4", "solver.steps=8"]  # adaptive steps depend on the batch
+    assert main(["predict", folder, "split=test", *fixed]) == 0
+    every = list(csv.reader(capsys.readouterr().out.splitlines()))
+    assert main(["predict", folder, "split=test", *fixed, "--limit", "3"]) == 0
+    few = list(csv.reader(capsys.readouterr().out.splitlines()))
+    assert len(few) == 4
+    assert few[0] == every[0]
+    numbers = [[float(value) for row in rows[1:4] for value in row] for rows in (few, every)]
+    assert numbers[0] == pytest.approx(numbers[1], rel=1e-4)
+    assert main(["predict", folder, "--limit", "0"]) == 2
+    assert "--limit 0: must be at least 1" in capsys.readouterr().err
+
+
 def test_predict_writes_over_nothing(run, tmp_path, capsys):
     target = tmp_path / "thesis.csv"
     target.write_text("years of work")
@@ -291,15 +307,21 @@ def test_predict_writes_over_nothing(run, tmp_path, capsys):
     assert target.read_text() == "years of work"
 
 
-@pytest.mark.parametrize("command", ["eval", "predict"])
-def test_an_unfinished_run_is_evaluated_with_its_best_weights_or_refused_without_any(command, run, tmp_path, capsys):
+@pytest.mark.parametrize("command", ["eval", "predict", "sample"])
+def test_an_unfinished_run_uses_its_best_checkpoint_or_is_refused_without_any(command, request, tmp_path, capsys):
+    run = request.getfixturevalue("cnf_run" if command == "sample" else "odenet_run")
     unfinished = shutil.copytree(run, tmp_path / "unfinished")
     (unfinished / "status.json").write_text(json.dumps({"status": "interrupted", "step": 3}))
     assert main([command, str(unfinished)]) == 0
-    assert "not finished (status interrupted): using its best weights so far" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert "not finished (status interrupted, step 3): using its best checkpoint so far" in err
+    assert out
     (unfinished / "checkpoints/best.pt").unlink()
     assert main([command, str(unfinished)]) == 2
-    assert "not finished (status interrupted); resume it with: odebench resume" in capsys.readouterr().err
+    assert "not finished (status interrupted, step 3); resume it with: odebench resume" in capsys.readouterr().err
+    (unfinished / "status.json").write_text(json.dumps({"status": "running", "step": 3}))  # by this process
+    assert main([command, str(unfinished)]) == 2
+    assert "wait for its first validation, which saves its weights" in capsys.readouterr().err
     assert main([command, str(Path(run).parent / "nothing")]) == 2
     assert "does not exist" in capsys.readouterr().err
 

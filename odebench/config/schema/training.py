@@ -112,7 +112,14 @@ class TrainerSettings:
     validate_every: PositiveInt
     measure_every: PositiveInt
     checkpoint_minutes: PositiveFloat
+    keep_every: PositiveInt | None
+    figures: bool
+    profile: PositiveInt | None
     objective: str
+
+    def num_steps(self, steps_per_epoch: int) -> int:
+        """The number of optimiser steps of the training."""
+        return self.iterations or self.epochs * steps_per_epoch
 
 
 OPTIM: dict[str, type[Any]] = {
