@@ -2,14 +2,14 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from odebench.ode.compiled.adjoint import AdjointChoices, make_adjoint
-from odebench.ode.compiled.graph import CompiledGraph
+from odebench.ode.compiled.graph import SolveGraphs
 from odebench.ode.compiled.outputs import padded_length
 from odebench.ode.compiled.step_control import LoopState, tolerance_tensor
 from odebench.ode.dense import Interpolant, weights_by_power
@@ -54,10 +54,11 @@ class BackwardProgress(NamedTuple):
 
 
 class BackwardStart(NamedTuple):
-    """The tensors and times that a backward solve starts from.
+    """The tensors and times that a backward solve starts from, without a graph.
 
     times, states, gradients: the T output times, and y and dL/dy [T, N] there.
     a, scale: dL/dy [N] at the last time divided by ``scale``.
+    parameters, args: those of f. path: see ``path_tables``; or empty.
     """
 
     times: list[float]
@@ -65,6 +66,9 @@ class BackwardStart(NamedTuple):
     gradients: Tensor
     a: Tensor
     scale: float
+    parameters: list[Tensor]
+    args: list[Tensor]
+    path: list[Tensor]
 
     def tables(self, plan: SolvePlan) -> tuple[list[list[float]], list[Tensor]]:
         """The list of stops, from the first time to the last, and the tables that ``backward`` gets, padded."""
@@ -76,11 +80,13 @@ class BackwardStart(NamedTuple):
         stops.reverse()
         length = padded_length(len(stops))
         rows = torch.tensor([n for n, (_, _, is_output) in enumerate(stops) if is_output])
-        tables = [
-            x.new_zeros(length, x.shape[1]).index_copy_(0, rows, x.detach()) for x in (self.states, self.gradients)
-        ]
+        tables = [x.new_zeros(length, x.shape[1]).index_copy_(0, rows, x) for x in (self.states, self.gradients)]
         padding = [[0.0] * 3] * (length - len(stops))
         return stops, [torch.tensor([*stops, *padding], dtype=torch.float64), *tables]
+
+    def lengths(self, tables: list[Tensor]) -> tuple[int, ...]:
+        """The padded numbers of rows of these tables and of the path."""
+        return tuple(map(len, (tables[0], *self.path[1:2])))
 
 
 def path_tables(interpolants: Sequence[Interpolant]) -> list[Tensor]:
@@ -101,29 +107,27 @@ def path_tables(interpolants: Sequence[Interpolant]) -> list[Tensor]:
 
 
 def run_adjoint(
-    find_graph: Callable[..., CompiledGraph],
+    graphs: SolveGraphs,
     choices: AdjointChoices,
     plan: SolvePlan,
     start: BackwardStart,
-    parameters: Sequence[Tensor],
-    args: Sequence[Tensor],
     totals: list[Tensor],
-    path: list[Tensor],
     stats: Stats,
 ) -> tuple[Tensor, SolveOutcome]:
     """Return dL/dy [N] at the first time, and how the solve ended; add the gradients of the targets to ``totals``.
 
-    find_graph: finds the graph for the function that makes it, choices and the numbers of rows of tables.
-    plan: of the backward solve, with a first step. Raises NotCompiledError if torch cannot compile the graph.
+    graphs: of the forward solve. plan: of the backward solve, with a first step.
+
+    Raises NotCompiledError if torch cannot compile the graph.
     """
     assert plan.tolerance is not None
     a, (stops, tables) = start.a, start.tables(plan)
     last = len(stops) - 1
-    graph = find_graph(make_adjoint, choices, *map(len, (tables[0], *path[1:2])))
+    graph = graphs.gradient(make_adjoint, choices, layout=start.lengths(tables))
     if choices.full and any(x.is_complex() for x in totals):
         graph.refuse("norm='full' needs real parameters and arguments")
     # A graph takes no two views of one tensor.
-    z = [a.detach().clone()] if choices.interpolates else [start.states[-1].detach().clone(), a.detach().clone()]
+    z = [a.clone()] if choices.interpolates else [start.states[-1].clone(), a.clone()]
     z += [torch.zeros_like(x, dtype=a.dtype) for x in totals] if choices.full else []
     assert plan.first_step is not None
     direction = math.copysign(1.0, start.times[0] - start.times[1])
@@ -133,7 +137,7 @@ def run_adjoint(
         tolerance_tensor(plan.tolerance, a, sum(x.numel() for x in z)),
         *tables,
     ]
-    fields = [x.detach() for x in parameters], [x.detach() for x in args], path
+    fields = start.parameters, start.args, start.path
     ratios = (math.nan, 1.0, 1.0)
     progress = BackwardProgress(LoopState.full, last, 0, 0, 0, start.times[-1], numbers[2], 0.0, *ratios, start.scale)
     attempts, rows, sums = 0, list[list[float]](), totals
@@ -144,7 +148,6 @@ def run_adjoint(
         rows += steps[: int(progress.n)].tolist()
     totals[:] = sums
     _count(choices.method, plan, stats, stops, int(progress.i), rows, attempts)
-    stats.start = start.times[-1] if stats.start is None else stats.start
     return z[0 if choices.interpolates else 1], progress.outcome(direction, stats.nfe)
 
 

@@ -5,7 +5,7 @@ The equations and the steps are those of ``odebench.ode.gradients.adjoint``.
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from odebench.ode.compiled.adjoint import interpolate
 from odebench.ode.compiled.adjoint_run import BackwardStart
 from odebench.ode.compiled.field import FieldModule, GraphField, rate_of_inputs, slots_of
 from odebench.ode.compiled.fixed import take_step
-from odebench.ode.compiled.graph import CompiledGraph, NotCompiledError, loop
+from odebench.ode.compiled.graph import NotCompiledError, SolveGraphs, loop
 from odebench.ode.compiled.outputs import padded_length
 from odebench.ode.integrate import grid_with_stops
 from odebench.ode.methods.compiled_step import weighted_sum
@@ -97,14 +97,11 @@ def make_fixed_adjoint(
 
 
 def run_fixed_adjoint(
-    find_graph: Callable[..., CompiledGraph],
+    graphs: SolveGraphs,
     choices: FixedAdjointChoices,
     plan: SolvePlan,
     start: BackwardStart,
-    parameters: Sequence[Tensor],
-    args: Sequence[Tensor],
     totals: list[Tensor],
-    path: list[Tensor],
     stats: Stats,
 ) -> Tensor:
     """Return dL/dy [N] at the first time; add the gradients of parameters and arguments to ``totals``.
@@ -120,10 +117,10 @@ def run_fixed_adjoint(
         steps += [[*ends, -1.0] for ends in itertools.pairwise(grid)]
         steps[-1][2] = output
     length = padded_length(len(start.times)) - len(start.times)
-    tables = [torch.nn.functional.pad(x.detach(), (0, 0, 0, length)) for x in (start.states, start.gradients)]
-    graph = find_graph(make_fixed_adjoint, choices, len(tables[0]), *map(len, path[1:2]))
-    z = start.a.detach().clone() if choices.interpolates else torch.cat([start.states[-1], start.a]).detach()
-    fields = [x.detach() for x in parameters], [x.detach() for x in args], path
+    tables = [torch.nn.functional.pad(x, (0, 0, 0, length)) for x in (start.states, start.gradients)]
+    graph = graphs.gradient(make_fixed_adjoint, choices, layout=start.lengths(tables))
+    z = start.a.clone() if choices.interpolates else torch.cat([start.states[-1], start.a])
+    fields = start.parameters, start.args, start.path
     check, sums = torch.zeros((), dtype=torch.float64), totals
     for first in range(0, len(steps), MAX_ROWS):
         chunk = torch.tensor(steps[first : first + MAX_ROWS], dtype=torch.float64)
@@ -133,7 +130,6 @@ def run_fixed_adjoint(
     if not math.isfinite(check.item()):
         raise NotCompiledError
     totals[:] = sums
-    stats.start = start.times[-1] if stats.start is None else stats.start
     stats.step_sizes += [end - t for t, end, _ in steps]
     stats.accepted += len(steps)
     # After a jump, the eager solve evaluates f once more.

@@ -3,15 +3,15 @@
 import bisect
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from odebench.ode.compiled.field import FieldModule, GraphField, UsedParameters
+from odebench.ode.compiled.field import GraphField
 from odebench.ode.compiled.fixed import make_fixed_backward, make_fixed_forward
-from odebench.ode.compiled.graph import CompiledGraph, NotCompiledError
+from odebench.ode.compiled.graph import NotCompiledError, SolveGraphs
 from odebench.ode.dense import HERMITE, Interpolant
 from odebench.ode.integrate import IntegrationResult, grid_with_stops
 from odebench.ode.methods.tableau import Tableau
@@ -24,38 +24,12 @@ from odebench.ode.solution import SolveOutcome, Status
 MIN_ROWS, MAX_ROWS, BUFFER_BYTES = 4, 128, 2**26
 
 
-class FixedGraphs:
-    """The graphs of solves by fixed steps that differ only in numbers.
-
-    modules: those that f refers to. dense: whether to keep dense output. is_checked, used: see ``CompiledSolve``.
-    """
+class FixedGraphs(SolveGraphs):
+    """The graphs of solves by fixed steps. dense: whether to keep dense output."""
 
     def __init__(self, field: GraphField, modules: Sequence[nn.Module], method: Tableau, dense: bool) -> None:
-        self._field, self._method, self.dense = field, method, dense
-        self.module, self.is_checked = FieldModule(field.f, modules), False
-        self.used: UsedParameters | None = None
-        self.forward = CompiledGraph(make_fixed_forward(field, method), "solve", field)
-        self._backward: dict[Any, CompiledGraph] = {}
-
-    def backward(
-        self, names: tuple[str, ...], arg_idx: tuple[int, ...], moves: bool, has_inner_knots: bool
-    ) -> CompiledGraph:
-        """The graph of the gradients of y0, of the grid if it moves, of these parameters and these arguments.
-
-        has_inner_knots: whether other states than the first and the last have a gradient.
-        """
-        key = (names, arg_idx, moves, has_inner_knots)
-        if key not in self._backward:
-            function = make_fixed_backward(self._field, self.module, self._method, names, arg_idx, moves)
-            self._backward[key] = CompiledGraph(function, "gradient", self._field)
-        return self._backward[key]
-
-    def adjoint(self, make: Callable[..., Any], choices: NamedTuple, *lengths: int) -> CompiledGraph:
-        """The graph of a continuous adjoint; see ``CompiledSolve.adjoint``."""
-        key = (choices, lengths)
-        if key not in self._backward:
-            self._backward[key] = CompiledGraph(make(self._field, self.module, choices), "gradient", self._field)
-        return self._backward[key]
+        super().__init__(field, modules, method, make_fixed_forward(field, method))
+        self.dense = dense
 
 
 class StoredPath(NamedTuple):
@@ -130,9 +104,11 @@ class FixedSolve:
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """The gradients of y0 [N], of the points, and of the parameters and arguments.
 
-        grad_states: [K, N], that of the states at the knots. names, arg_idx: see ``FixedGraphs.backward``.
+        grad_states: [K, N], that of the states at the knots. names, arg_idx: see ``make_fixed_backward``.
         """
-        graph = self.graphs.backward(names, arg_idx, self.moves, len(self.knots) > 2)
+        # Without gradients of states between the first and the last, the graph gets no table of them.
+        choices, layout = (self.graphs.method, names, arg_idx, self.moves), len(self.knots) > 2
+        graph = self.graphs.gradient(make_fixed_backward, *choices, layout=layout)
         grad_points = torch.zeros(len(self.points), dtype=torch.float64)
         totals = [torch.zeros_like(x) for x in (*parameters, *(args[i] for i in arg_idx))]
         grad_y = grad_states[self.knots.index(self.last)].clone()

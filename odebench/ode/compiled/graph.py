@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from odebench.ode.compiled.fast_math import compile_with_fast_math
-from odebench.ode.compiled.field import GraphField
+from odebench.ode.compiled.field import FieldModule, GraphField, UsedParameters
 from odebench.ode.methods.compiled_step import own_code
+from odebench.ode.methods.tableau import Tableau
 from odebench.ode.problem import StateLayout
 
 log = logging.getLogger(__name__)
@@ -158,6 +159,32 @@ class CompiledGraph:
             for dim, (size, first_size) in enumerate(zip(tensor.shape, first, strict=False)):
                 if size != first_size:
                     torch._dynamo.maybe_mark_dynamic(tensor, dim)
+
+
+class SolveGraphs:
+    """The graphs of solves that differ only in numbers, and of their gradients.
+
+    modules: those that f refers to. solve: the function of the forward graph.
+    is_checked: whether f was evaluated once outside of the graph, where its result and its noise are checked.
+    used: the parameters that this evaluation used; None if it is unknown.
+    """
+
+    def __init__(
+        self, field: GraphField, modules: Sequence[nn.Module], method: Tableau, solve: Callable[..., Any]
+    ) -> None:
+        self.field, self.method = field, method
+        self.module, self.is_checked = FieldModule(field.f, modules), False
+        self.used: UsedParameters | None = None
+        self.forward = CompiledGraph(solve, "solve", field)
+        self._gradients: dict[Any, CompiledGraph] = {}
+
+    def gradient(self, make: Callable[..., Any], *choices: Any, layout: Any = None) -> CompiledGraph:
+        """The graph of the function make(field, module, *choices); another one for each layout of its inputs."""
+        key = (make, choices, layout)
+        if key not in self._gradients:
+            function = make(self.field, self.module, *choices)
+            self._gradients[key] = CompiledGraph(function, "gradient", self.field)
+        return self._gradients[key]
 
 
 class _Code:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from odebench.ode.compiled.backward import make_backward
-from odebench.ode.compiled.field import FieldModule, GraphField, UsedParameters, modules_of, names_of
+from odebench.ode.compiled.field import GraphField, modules_of, names_of
 from odebench.ode.compiled.fixed_run import FixedGraphs, FixedSolve
 from odebench.ode.compiled.forward import LoopStages, make_forward
-from odebench.ode.compiled.graph import CompiledGraph, for_any_batch
+from odebench.ode.compiled.graph import CompiledGraph, SolveGraphs, for_any_batch
 from odebench.ode.compiled.outputs import StepBuffers, StoredSteps, padded_length
 from odebench.ode.compiled.step_control import LoopState, tolerance_tensor
 from odebench.ode.control import Controller, LargestRms
@@ -33,12 +33,10 @@ MIN_ROWS, MAX_ROWS, BUFFER_BYTES = 4, 64, 2**26
 NO_PARAMETER = "f uses a tensor that requires a gradient and is no parameter of a module; pass it through args=(...)"
 
 
-class CompiledSolve:
-    """The graphs of solves that differ only in numbers, and their spare buffers.
+class CompiledSolve(SolveGraphs):
+    """The graphs of solves by adaptive steps, and their spare buffers.
 
-    modules: those that f refers to. inner, by_tensor: see ``make_forward``. keep: store the stages of every step.
-    is_checked: whether f was evaluated once outside of the graph, where its result and its noise are checked.
-    used: the parameters that this evaluation used; None if it is unknown.
+    inner, by_tensor: see ``make_forward``. keep: store the stages of every step.
     """
 
     def __init__(
@@ -51,33 +49,15 @@ class CompiledSolve:
         by_tensor: bool,
         keep: bool,
     ) -> None:
-        self.field, self.method, self.controller, self.inner = field, method, controller, inner
-        self.module, self.is_checked = FieldModule(field.f, modules), False
-        self.used: UsedParameters | None = None
-        self.forward = CompiledGraph(make_forward(field, method, controller, inner, by_tensor), "solve", field)
+        super().__init__(field, modules, method, make_forward(field, method, controller, inner, by_tensor))
         assert method.dense is not None
-        self.polynomials = weights_by_power(method.dense)
-        self._backward: dict[Any, CompiledGraph] = {}
+        self.inner, self.polynomials = inner, weights_by_power(method.dense)
         self._keep, self._num_kept = keep, len(LoopStages.of(method, inner).c) + 1
         self._spare: list[tuple[Tensor, Tensor]] = []
 
     def backward(self, names: tuple[str, ...], arg_idx: tuple[int, ...]) -> CompiledGraph:
         """The graph of the gradients of y0, these parameters and these arguments."""
-        key = (names, arg_idx)
-        if key not in self._backward:
-            function = make_backward(self.field, self.module, self.method, self.inner, names, arg_idx)
-            self._backward[key] = CompiledGraph(function, "gradient", self.field)
-        return self._backward[key]
-
-    def adjoint(self, make: Callable[..., Any], choices: NamedTuple, *lengths: int) -> CompiledGraph:
-        """The graph of the continuous adjoint for tables of these padded lengths.
-
-        make: makes its function, ``make_adjoint`` for adaptive steps and ``make_fixed_adjoint`` for fixed ones.
-        """
-        key = (choices, lengths)
-        if key not in self._backward:
-            self._backward[key] = CompiledGraph(make(self.field, self.module, choices), "gradient", self.field)
-        return self._backward[key]
+        return self.gradient(make_backward, self.method, self.inner, names, arg_idx)
 
     def buffers(self, y: Tensor) -> StepBuffers:
         """Buffers for steps of y [N]."""
@@ -176,7 +156,7 @@ def run_fixed(problem: InitialValueProblem, plan: SolvePlan, parameters: Sequenc
         return FixedRun(solve.result(states), graphs)
 
 
-def check_field(problem: InitialValueProblem, solve: CompiledSolve | FixedGraphs) -> None:
+def check_field(problem: InitialValueProblem, solve: SolveGraphs) -> None:
     """Raise NotCompiledError, after one warning, for states that are not solved compiled; check f at its first use."""
     device = problem.y0.device
     if problem.layout.dtype not in (torch.float32, torch.float64) or device.type != "cpu":
@@ -189,7 +169,7 @@ def check_field(problem: InitialValueProblem, solve: CompiledSolve | FixedGraphs
         _check_evaluation(problem, solve)
 
 
-def _check_evaluation(problem: InitialValueProblem, solve: CompiledSolve | FixedGraphs) -> None:
+def _check_evaluation(problem: InitialValueProblem, solve: SolveGraphs) -> None:
     """Evaluate f outside of the graph, where its result and its noise are checked.
 
     Refuses f if it replaces a Python object that it refers to, such as a counter, as the compiled loop would not.

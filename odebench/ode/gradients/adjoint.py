@@ -21,9 +21,8 @@ from odebench.ode.compiled.adjoint import AdjointChoices, BackwardNorm
 from odebench.ode.compiled.adjoint_run import BackwardStart, path_tables, run_adjoint
 from odebench.ode.compiled.field import names_of
 from odebench.ode.compiled.fixed_adjoint import FixedAdjointChoices, run_fixed_adjoint
-from odebench.ode.compiled.fixed_run import FixedGraphs
-from odebench.ode.compiled.graph import NotCompiledError
-from odebench.ode.compiled.run import CompiledSolve, run_solve
+from odebench.ode.compiled.graph import NotCompiledError, SolveGraphs
+from odebench.ode.compiled.run import run_solve
 from odebench.ode.control import LargestRms, Norm, Tolerance, rms_over
 from odebench.ode.dense import DenseOutput
 from odebench.ode.forward_solve import ForwardSolve
@@ -289,7 +288,7 @@ def _solve_compiled(
 
     ctx: that of ``AdjointSolve``. Raises NotCompiledError if torch cannot compile the loop.
     """
-    compiled: CompiledSolve | FixedGraphs = ctx.compiled
+    compiled: SolveGraphs = ctx.compiled
     solve: BackwardSolve = ctx.solve
     plan, last, stats = solve.plan, len(solve.times) - 1, ctx.problem.stats.backward
     method = plan.method
@@ -304,13 +303,15 @@ def _solve_compiled(
     is_fixed, interpolates = plan.tolerance is None, solve.dense_output is not None
     # The scale has no effect on fixed steps.
     scale = _scale(grad_states[last], plan) if solve.relative and not is_fixed else 1.0
-    start = BackwardStart(solve.times, states[: last + 1], grad_states[: last + 1], grad_states[last] / scale, scale)
+    stats.start = solve.times[last] if stats.start is None else stats.start
+    states, grad_states = states[: last + 1].detach(), grad_states[: last + 1].detach()
+    inputs = [x.detach() for x in parameters], [x.detach() for x in accumulator.args]
     path = [] if solve.dense_output is None else path_tables(solve.dense_output.interpolants)
-    inputs = parameters, accumulator.args, accumulator.totals, path, stats
+    start = BackwardStart(solve.times, states, grad_states, grad_states[last] / scale, scale, *inputs, path)
     with torch.autocast(states.device.type, enabled=False):
         if is_fixed:
             fixed = FixedAdjointChoices(method, interpolates, names, arg_idx)
-            return run_fixed_adjoint(compiled.adjoint, fixed, plan, start, *inputs)
+            return run_fixed_adjoint(compiled, fixed, plan, start, accumulator.totals, stats)
         if plan.first_step is None:
             plan = dataclasses.replace(plan, first_step=_first_step(field, start, plan))
         assert isinstance(plan.norm, LargestRms)
@@ -325,7 +326,7 @@ def _solve_compiled(
             names=names,
             arg_idx=arg_idx,
         )
-        a, outcome = run_adjoint(compiled.adjoint, choices, plan, start, *inputs)
+        a, outcome = run_adjoint(compiled, choices, plan, start, accumulator.totals, stats)
     if outcome.status is not Status.success and solve.error is not None:
         raise solve.error(outcome, during=DURING)
     return a

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from odebench.ode.compiled.field import UsedParameters, names_of
 from odebench.ode.compiled.fixed_run import FixedGraphs, FixedSolve
-from odebench.ode.compiled.graph import NotCompiledError, num_graphs
+from odebench.ode.compiled.graph import NotCompiledError, SolveGraphs, num_graphs
 from odebench.ode.compiled.run import (
     NO_PARAMETER,
-    CompiledSolve,
     check_field,
     find_compiled_solve,
     find_fixed_graphs,
@@ -67,7 +66,7 @@ def solve_with_exact_gradient(mode: EagerMode, solve: ForwardSolve) -> Integrati
 
 def _solve(mode: str, solve: ForwardSolve) -> IntegrationResult:
     problem, plan, nfe = solve.problem, solve.plan, solve.problem.stats.nfe
-    compiled: CompiledSolve | FixedGraphs
+    compiled: SolveGraphs
     compiled = find_fixed_graphs(problem, plan) if plan.grid else find_compiled_solve(problem, plan, keep=True)
     known = compiled.used if mode == "backprop" else None
     parameters = known.tensors() if known else None
@@ -96,7 +95,7 @@ def _solve(mode: str, solve: ForwardSolve) -> IntegrationResult:
     return result
 
 
-def _leaves_of_f(problem: InitialValueProblem, compiled: CompiledSolve | FixedGraphs) -> CapturedTensors:
+def _leaves_of_f(problem: InitialValueProblem, compiled: SolveGraphs) -> CapturedTensors:
     """f at the first time, and the tensors that it uses besides y and args and that require a gradient.
 
     Where ``first_evaluation`` raises an error, backpropagation can solve instead.
