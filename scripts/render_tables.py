@@ -19,7 +19,11 @@ import results
 from formatting import markdown
 from reproduction_tables import (
     error_line,
+    missed_by_chance,
+    origins,
+    overview_rows,
     overview_table,
+    own_settings,
     pivot_table,
     published_numbers,
     result_table,
@@ -28,8 +32,11 @@ from reproduction_tables import (
     width_table,
 )
 
+from odebench.reporting.table import csv_text
+
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
+COMMITTED = ROOT / "odebench" / "reproduce" / "committed.csv"
 
 NLL, MINUTES = "final/test_nll_nats", "final/minutes"
 # The files that `odebench reproduce` wrote, in the order of the page, and how the page shows each as a table.
@@ -46,17 +53,17 @@ REPRODUCED = {
     "spirals": None,
     "table2": partial(pivot_table, numbers=["final/test_rmse_extrapolation"], separator=", ", row_first=False),
     "poisson": partial(result_table, numbers=("final/test_rate_rmse", "final/test_constant_rate_rmse")),
-    "hopper": partial(pivot_table, numbers=["final/test_mse"], separator=", ", row_first=False),
-    "physionet": partial(result_table, numbers=("final/test_mse_per_feature", "final/test_auc")),
+    "hopper": None,
+    "physionet": None,
 }
+# The page in docs/reproduced of a file that has none of its own name.
+PAGES = {"figure5-small": "figure5", "ffjord-toy-full": "ffjord-toy", "spirals": "table2"}
 TRAINING_STEPS = {f"training_step{suffix}": f"`{suffix[1:] or 'odenet'}`" for suffix in ("", "_cnf", "_latent_ode")}
 
 
 def tables_by_page() -> dict[Path, dict[str, str]]:
     """Page -> marker -> table, from the files in docs/results."""
     read = results.read
-    reproduced = {name.replace("-", "_"): table(read(name)) for name, table in REPRODUCED.items() if table is not None}
-    more = f"More: {results.link('backward')}, {results.link('spiral-errors')}."
     benches = [f"bench_{name}" for name in ("default", "compiled", "conv", "mixed", "stiff")]
     chosen = ["figure3", "detest", "memory", "bench_default", "gradients", "memory-modes", "memory-cnf"]
     bench, compiled = bench_tables.read("bench_default"), bench_tables.read("compiled_solves")
@@ -68,13 +75,12 @@ def tables_by_page() -> dict[Path, dict[str, str]]:
             "bench": f"{compiled_tables.headline(compiled)}\n\n{bench_tables.bench_summary(bench)}",
         },
         DOCS / "reproduced.md": {
-            "overview": overview_table(REPRODUCED),
-            **reproduced,
-            "backward": backward_table(read("backward"), read("figure3")),
-            "spiral_errors": spiral_errors_table(read("spiral-errors")),
             "answer": published_numbers(REPRODUCED),
-            "files": f"{results.measured(REPRODUCED)}; the files have the machine and date of each row. {more}",
+            "chance": missed_by_chance(REPRODUCED),
+            "overview": overview_table(REPRODUCED, PAGES),
+            "files": f"{results.measured(REPRODUCED)}; the files have the machine and date of each row.",
         },
+        **reproduction_pages(),
         DOCS / "measuring.md": {"files": results.sources(["mnist5k", "mnist_epoch"])},
         DOCS / "speed.md": {
             "answer": bench_tables.speed_answer(),
@@ -95,6 +101,30 @@ def tables_by_page() -> dict[Path, dict[str, str]]:
             "files": results.sources(chosen),
         },
     }
+
+
+def reproduction_pages() -> dict[Path, dict[str, str]]:
+    """The tables of the pages in docs/reproduced: results, origin, our own settings."""
+    pages: dict[str, list[str]] = {}
+    for name in REPRODUCED:
+        pages.setdefault(PAGES.get(name, name), []).append(name)
+    found = {}
+    for page, names in pages.items():
+        tables = {"origin": origins(names), "own": own_settings(names)}
+        if table := REPRODUCED[page]:
+            tables["results"] = table(results.read(page))
+        found[DOCS / "reproduced" / f"{page}.md"] = tables
+    found[DOCS / "reproduced" / "figure3.md"]["backward"] = backward_table(
+        results.read("backward"), results.read("figure3")
+    )
+    found[DOCS / "reproduced" / "table2.md"]["spiral_errors"] = spiral_errors_table(results.read("spiral-errors"))
+    return found
+
+
+def write_overview() -> None:
+    """Write the overview that `odebench reproduce --list` prints."""
+    rows = [row for name in REPRODUCED for row in overview_rows(name)]
+    COMMITTED.write_text(csv_text(rows), encoding="utf-8")
 
 
 def compiled_training() -> dict[str, str]:
@@ -240,6 +270,7 @@ def detest_table(rows: list[dict[str, str]]) -> str:
 def render_pages() -> None:
     """Rewrite all verdicts and the tables of all pages."""
     rewrite_verdicts()
+    write_overview()
     for page, tables in tables_by_page().items():
         page.write_text(with_tables(page.read_text(encoding="utf-8"), tables), encoding="utf-8")
 

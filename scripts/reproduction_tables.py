@@ -1,39 +1,141 @@
 """Tables of the pages with results of `odebench reproduce`."""
 
+import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import results
 from formatting import markdown, scientific
 
+from odebench.reporting.notes import plural
 from odebench.reporting.table import PARAMETERS, display_scale, format_value
 from odebench.reproduce.catalogue import Reproduction, find_reproduction
-from odebench.reproduce.table import RowVerdict, judge_again, judge_rows, read_measurement
-from odebench.reproduce.verdicts import MISSING, OTHER_MACHINE, PARTIAL, REPRODUCED, VERDICTS
+from odebench.reproduce.table import RowVerdict, format_interval, judge_again, judge_rows, read_measurement
+from odebench.reproduce.verdicts import (
+    BETTER,
+    CANNOT_TELL,
+    EXACT_TAGS,
+    MISSING,
+    OTHER_MACHINE,
+    PARTIAL,
+    REPRODUCED,
+    VERDICTS,
+    WORSE,
+    describe_deviation,
+)
 
 # A row of a file that `odebench reproduce` wrote.
 Row = dict[str, str]
 
 KL = "final/test_kl_nats"
+NOT_JUDGED = (OTHER_MACHINE, MISSING)
+INTERVAL_VERDICTS = (REPRODUCED, BETTER, CANNOT_TELL, WORSE)
 
 
-def overview_table(names: Sequence[str]) -> str:
-    """A table with one line per reproduction: file, share of the published training, minutes, counts of verdicts."""
-    lines = []
+def overview_rows(name: str) -> list[Row]:
+    """The overview of the file with this NAME: a row for each published value, and one for all comparisons of rows.
+
+    Values of trainings shorter than the published ones share a row if their names differ only in numbers.
+    """
+    rows, lines = results.read(name), judged(name)
+    budget = re.search(r"budget=(\w+)", rows[0]["command"])
+    share = " and ".join(shares(rows))
+    budget_text = ", ".join(filter(None, [budget[1] if budget else "full", share]))
+    common = {"reproduction": reproduction_of(rows).name, "budget": budget_text}
+    groups: dict[str, list[RowVerdict]] = {}
+    for line in lines:
+        if line.published and line.verdict.word not in NOT_JUDGED:
+            stem = re.sub(r"\d+", "", line.ours.row) if line.verdict.word == PARTIAL else line.ours.row
+            groups.setdefault(f"{stem} {line.ours.tag}", []).append(line)
+    found = [common | _values_row(group) | {"counts": _counts(group)} for group in groups.values()]
+    pairs = [line for line in lines if line.other]
+    if counts := _counts(pairs):
+        number = plural(count_words(pairs).total(), "comparison") + " of two rows"
+        seeds = str(max(line.ours.num_seeds for line in pairs))
+        found.append(
+            common
+            | {"number": number, "seeds": seeds, "published": "", "ours": "", "verdict": counts, "counts": counts}
+        )
+    return found
+
+
+def _counts(lines: Iterable[RowVerdict]) -> str:
+    """The number of lines with each verdict: ``2 better, 1 cannot tell``."""
+    return ", ".join(f"{count} {word}" for word, count in count_words(lines).items())
+
+
+def _values_row(lines: Sequence[RowVerdict]) -> Row:
+    """The overview's row for one published value, or for several whose names differ only in numbers."""
+    ours = lines[0].ours
+    words = zip(*(re.split(r"(\d+)", line.ours.row) for line in lines), strict=True)
+    name = "".join(", ".join(dict.fromkeys(parts)) for parts in words)
+    texts = [line.verdict.text for line in lines]
+    if lines[0].verdict.word == PARTIAL:
+        texts = [describe_deviation(ours.tag, line.ours.mean, line.published.value) for line in lines]
+    intervals = [f" ({format_interval(line.ours)})".replace(" (-)", "") for line in lines]
+    cells = [f"{format_value(ours.tag, line.ours.mean)}{one}" for line, one in zip(lines, intervals, strict=True)]
+    published = [format_value(ours.tag, line.published.value) + "*" * line.published.recalled for line in lines]
+    return {
+        "number": f"{name}, {column_title(ours.tag)}",
+        "seeds": f"{ours.num_seeds}",
+        "published": ", ".join(published),
+        "ours": ", ".join(cells),
+        "verdict": f"{lines[0].verdict.word}: {', '.join(texts)}",
+    }
+
+
+def overview_table(names: Iterable[str], pages: Mapping[str, str]) -> str:
+    """The overview of all files as a table. pages: NAME -> name of its page in docs/reproduced, if that differs."""
+    cells, without = [], []
     for name in names:
-        rows = results.read(name)
-        words = [word for word in rows[0]["command"].split()[2:] if not word.startswith("trainer.threads=")]
-        # Rows with equal minutes, to the last digit, come from the same training.
-        minutes = sum({float(row["minutes"]) * int(row["seeds"]) for row in rows if row["minutes"]})
-        planned, done = {row["row"] for row in rows}, {row["row"] for row in rows if row["ours"]}
-        some = f", {len(done)} of {len(planned)} rows" * (done != planned)
-        source = find_reproduction(words[0]).source.partition(" (")[0]
-        command = f"[`{' '.join(words)}`]({results.RESULTS.name}/{results.path_of(name).name})"
-        share = (" and ".join(shares(rows)) or "–") + some
-        lines.append([source, command, share, f"{minutes:.0f}", verdict_counts(judged(name)) or "–"])
-    header = ["source", "`odebench reproduce`, with its results", "share of the published training", "minutes"]
-    return markdown([*header, "verdicts"], lines)
+        link = f"[{name}](reproduced/{pages.get(name, name)}.md)"
+        rows = overview_rows(name)
+        if not rows and name not in pages:
+            without.append(link)
+        for row in rows:
+            parts = [row[column] or "–" for column in ("number", "seeds", "published", "ours", "verdict")]
+            cells.append([link, parts[0], row["budget"] if link else "", *parts[1:]])
+            link = ""
+    header = ["reproduction", "number", "budget", "seeds", "published", "ours (95 % interval)", "verdict"]
+    return f"{markdown(header, cells)}\n\nWithout published numbers: {', '.join(without)}."
+
+
+def origins(names: Iterable[str]) -> str:
+    """A line for each file: the command that made it, share of the published training, minutes, and a link."""
+    return "\n".join(f"- {origin(name)}" for name in names)
+
+
+def origin(name: str) -> str:
+    """The command that made the file with this NAME, what it trained, and a link to the file."""
+    rows = results.read(name)
+    command = " ".join(word for word in rows[0]["command"].split() if not word.startswith("trainer.threads="))
+    # Rows with equal minutes, to the last digit, come from the same training.
+    minutes = sum({float(row["minutes"]) * int(row["seeds"]) for row in rows if row["minutes"]})
+    planned, done = {row["row"] for row in rows}, {row["row"] for row in rows if row["ours"]}
+    share = f"{' and '.join(shares(rows))} of the published training, " if any(row["share"] for row in rows) else ""
+    some = f"{len(done)} of {len(planned)} rows, " * (done != planned)
+    return f"`{command}`: {share}{some}{minutes:.0f} minutes; [all results](../results/{results.path_of(name).name})"
+
+
+def own_settings(names: Iterable[str]) -> str:
+    """A list of our settings that are not published, and how each was chosen."""
+    found = {find_reproduction(results.read(name)[0]["command"].split()[2]).name: None for name in names}
+    lines = [f"- {setting}: {how}." for name in found for setting, how in find_reproduction(name).own_settings.items()]
+    return "\n".join(["Settings of ours, and how they were chosen:", "", *lines]) if lines else ""
+
+
+def missed_by_chance(names: Iterable[str]) -> str:
+    """A sentence with the number of intervals that should miss a published value by chance, and of those that do."""
+    lines = [line for name in names for line in judged(name) if line.published]
+    full = [line for line in lines if line.ours.tag not in EXACT_TAGS and line.verdict.word in INTERVAL_VERDICTS
+            and math.isfinite(line.ours.interval.half_width)]  # fmt: skip
+    missed = sum(line.verdict.word in (BETTER, WORSE) for line in full)
+    return (
+        f"Of the {len(full)} intervals of complete trainings, {0.05 * len(full):.1f} should miss the published value by"
+        f" chance even if each were\nreproduced exactly; {missed} do. The published values have errors of their own,"
+        " which the papers do not give."
+    )
 
 
 def reproduction_of(rows: Sequence[Row]) -> Reproduction:
@@ -55,19 +157,9 @@ def rewrite_verdicts() -> None:
             path.write_text(judge_again(reproduction_of(rows), rows), encoding="utf-8")
 
 
-def verdict_counts(lines: Iterable[RowVerdict]) -> str:
-    """Count the verdicts on published values, and on comparisons of two rows."""
-    lines = list(lines)
-    values = count_words(line for line in lines if line.published)
-    pairs = count_words(line for line in lines if line.other)
-    parts = [f"{values[word]} {word}" for word in values], [f"{pairs[word]} {word}" for word in pairs]
-    texts = [prefix + ", ".join(words) for prefix, words in zip(("", "comparisons: "), parts, strict=True) if words]
-    return "; ".join(texts)
-
-
 def count_words(lines: Iterable[RowVerdict]) -> Counter[str]:
     """The number of lines with each verdict, in the order of VERDICTS, without those that were not judged."""
-    words = [line.verdict.word for line in lines if line.verdict.word not in (OTHER_MACHINE, MISSING)]
+    words = [line.verdict.word for line in lines if line.verdict.word not in NOT_JUDGED]
     return Counter(sorted(words, key=VERDICTS.index))
 
 
@@ -150,14 +242,19 @@ def error_line(rows: Sequence[Row]) -> str:
 
 
 def width_table(rows: Sequence[Row]) -> str:
-    """The table for Figure 4: a line per target, a column per width M of the CNF and depth K = M of the planar flow."""
+    """The table for Figure 4: a line per target, a column per width M of the CNF and depth K = M of the planar flow.
+
+    A last line has the numbers of parameters. Other rows, such as that of equal size, are left out.
+    """
     found: dict[str, dict[str, list[str]]] = {}
+    sizes: dict[str, dict[str, None]] = {}
     for name, its in by_row(rows).items():
-        if KL in its:
-            target, _, size = re.fullmatch(r"(.*): (.*), [MK] = (\d+)", name).groups()
-            found.setdefault(target, {}).setdefault(size, []).append(result_cell(its, KL))
-    sizes = list(next(iter(found.values())))
+        parts = re.fullmatch(r"(.*): (.*), [MK] = (\d+)", name)
+        if parts and KL in its:
+            found.setdefault(parts[1], {}).setdefault(parts[3], []).append(result_cell(its, KL))
+            sizes.setdefault(parts[3], {})[f"{float(its['parameters']['ours']):,.0f}"] = None
     lines = [[target, *(", ".join(its[size]) for size in sizes)] for target, its in found.items()]
+    lines.append(["parameters", *("; ".join(counts) for counts in sizes.values())])
     return markdown(["test KL (nats): CNF, planar flow", *(f"M = K = {size}" for size in sizes)], lines)
 
 

@@ -6,7 +6,7 @@ Measures the RMSE against the curve without noise, within the window and beyond 
 whose curve is long enough; for the test series; and for the test series solved from the initial states that explain
 their observed points best, found by gradient descent from the encoder's mean. The third error is that of field and
 decoder; the rest of the second comes from the encoder. Means over the runs with the same number of points are written
-to docs/results/spiral-errors.*.csv and docs/reproduced.md.
+to docs/results/spiral-errors.*.csv and docs/reproduced/table2.md.
 """
 
 import statistics

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from odebench.config.compose import compose
+from odebench.config.read import read_settings
+from odebench.tasks.build import build_model
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -335,39 +339,81 @@ def test_the_answer_counts_published_numbers_by_verdict(script, monkeypatch):
     assert "others are 1 *worse*, 1 *different architecture*. 1 more come from trainings shorter than the" in text
 
 
-def test_the_overview_counts_verdicts_and_sums_minutes(script, monkeypatch):
+def test_the_overview_has_published_values_with_intervals_and_the_comparisons(script, monkeypatch):
     tables = script("reproduction_tables")
     command = {"command": "odebench reproduce table2 budget=full trainer.threads=1 seed=0,1"}
     short = command | {"minutes": "2.5", "share": "0.2"}
     rows = [
         reproduced("latent ODE, 30 points", "test_rmse_extrapolation", ours="0.1", **short),
+        reproduced("latent ODE, 50 points", "test_rmse_extrapolation", ours="0.2", **short),
         reproduced("latent ODE, 30 points", "minutes", ours="2.5", **short),
         reproduced("RNN, 30 points", "test_rmse_extrapolation", ours="0.39", spread="0.001", minutes="4", share="1.0",
                    **command),
+        reproduced("RNN, 50 points", "test_rmse_extrapolation", missing="not done: queued", **command),
     ]  # fmt: skip
     monkeypatch.setattr(tables.results, "read", lambda name: rows)
     monkeypatch.setattr(tables.results, "path_of", lambda name: Path(f"{name}.cpu.csv"))
-    line = tables.overview_table(["table2"]).splitlines()[2]
-    assert line == (
-        "| Chen et al. 2018, Table 2 | [`table2 budget=full seed=0,1`](results/table2.cpu.csv) | 100 % and 20 % | 13 | "
-        "1 reproduced, 1 partial budget; comparisons: 1 partial budget |"
+    lines = tables.overview_table(["table2"], {"table2": "spirals"}).splitlines()
+    assert lines[2:5] == [
+        "| [table2](reproduced/spirals.md) | latent ODE, 30, 50 points, test RMSE extrapolation | full, 100 % and 20 % "
+        "| 2 | 0.1642*, 0.1502* | 0.1, 0.2 | partial budget: 39 % better, 33 % worse |",
+        "|  | RNN, 30 points, test RMSE extrapolation |  | 2 | 0.3937* | 0.39 (0.3810 to 0.3990) "
+        "| reproduced: 0.9 % better, 2 seeds |",
+        "|  | 1 comparison of two rows |  | 2 | – | – | 1 partial budget |",
+    ]
+    assert tables.origin("table2") == (
+        "`odebench reproduce table2 budget=full seed=0,1`: 100 % and 20 % of the published training, 3 of 4 rows, 13 "
+        "minutes; [all results](../results/table2.cpu.csv)"
     )
-    rows.append(reproduced("c", "test_rmse", missing="not done: queued", **command))
-    assert "| 100 % and 20 %, 2 of 3 rows | 13 |" in tables.overview_table(["table2"]).splitlines()[2]
+    assert tables.missed_by_chance(["table2"]).startswith("Of the 1 intervals of complete trainings, 0.1 should miss")
+
+
+def test_settings_of_ours_say_how_they_were_chosen(script, tables):
+    for page, its_tables in tables.reproduction_pages().items():
+        assert its_tables["own"].count("\n- ") >= 1, page.name
+        assert "results/" in its_tables["origin"]
+
+
+def test_every_number_of_parameters_in_the_files_is_that_of_the_model(script, tables):
+    judge, counts = script("reproduction_tables"), {}
+    for name in ("table1", "figure4"):
+        rows = tables.results.read(name)
+        jobs = {row.name: row.job for row in judge.reproduction_of(rows).rows}
+        properties = {"shape": (2,)} if name == "figure4" else {"in_channels": 1, "image_size": 28, "num_classes": 10}
+        for row in (row for row in rows if row["number"] == "parameters"):
+            job = tuple(one for one in jobs[row["row"]] if not one.startswith("data="))
+            if job not in counts:
+                model = build_model(read_settings(compose([*job, "budget=small"])), properties)
+                counts[job] = sum(one.numel() for one in model.parameters() if one.requires_grad)
+            assert float(row["ours"]) == counts[job], row["row"]
+    assert {1516, 2704, 7456, 10, 40, 160, 208_266} <= set(counts.values())
+
+
+def test_the_forest_plot_has_each_published_value_that_was_judged(script, tables):
+    forest = script("forest_plot")
+    rows = {row.label: row for row in forest.forest_rows(["table1", "table2"])}
+    assert len(rows) == 14
+    row = rows["table2: latent ODE, 100 points, test RMSE extrapolation"]
+    assert (row.word, row.low < row.factor < row.high, row.margin) == ("reproduced", True, 0.1)
+    # Factors compare errors, and skill above chance.
+    assert forest.worse_factor("final/test_accuracy", 0.99, 0.995) == pytest.approx(2)
+    assert forest.worse_factor("final/test_auc", 0.6, 0.8) == pytest.approx(3)
+    assert forest.worse_factor("final/test_auc", 0.5, 0.8) == float("inf")
+    assert forest.worse_factor("final/test_mse", -0.1, 0.8) == 0
+    labels = [text.get_text() for text in forest.draw([*rows.values()]).axes[0].get_yticklabels()]
+    assert labels == [*rows]
 
 
 def test_the_table_of_figure_4_has_a_line_for_each_target_and_a_column_for_each_size(script):
-    rows = [
-        reproduced("target 1: CNF, M = 2", "test_kl_nats", ours="0.05"),
-        reproduced("target 1: CNF, M = 2", "minutes", ours="10.6"),
-        reproduced("target 1: CNF, M = 8", "test_kl_nats", ours="0.006"),
-        reproduced("target 1: planar flow, K = 2", "test_kl_nats", ours="0.7"),
-        reproduced("target 1: planar flow, K = 8", "test_kl_nats", ours="0.02"),
-        reproduced("target 1: planar flow, K = 2, in the CNF's time", "", ours="0.01") | {"number": "best/kl_nats"},
-    ]
+    ours = {"target 1: CNF, M = 2": ("0.05", "1516"), "target 1: CNF, M = 8": ("0.006", "2704"),
+            "target 1: planar flow, K = 2": ("0.7", "10"), "target 1: planar flow, K = 8": ("0.02", "40"),
+            "target 1: CNF, M = 2, with as many parameters as K = 32": ("0.3", "166")}  # fmt: skip
+    rows = [reproduced(name, "test_kl_nats", ours=kl) for name, (kl, _) in ours.items()]
+    rows += [reproduced(name, "", ours=size) | {"number": "parameters"} for name, (_, size) in ours.items()]
+    rows.append(reproduced("target 1: planar flow, K = 2, in the CNF's time", "minutes", ours="0.01"))
     text = script("reproduction_tables").width_table(rows).splitlines()
     assert text[0] == "| test KL (nats): CNF, planar flow | M = K = 2 | M = K = 8 |"
-    assert text[2:] == ["| target 1 | 0.05, 0.7 | 0.006, 0.02 |"]
+    assert text[2:] == ["| target 1 | 0.05, 0.7 | 0.006, 0.02 |", "| parameters | 1,516; 10 | 2,704; 40 |"]
 
 
 def test_the_sources_of_a_page_have_days_processors_versions_and_links(tables, tmp_path, monkeypatch):

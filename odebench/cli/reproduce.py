@@ -17,7 +17,8 @@ Other settings apply to every run, cluster settings to the sweep. seed=0,1,2 giv
 the run with seed=0 exists, only the other two are trained.
 
 examples:
-  odebench reproduce --list
+  odebench reproduce --list                 names, trainings, counts of verdicts
+  odebench reproduce table2 --list          our results and verdicts
   odebench reproduce table1 budget=small
   odebench reproduce table2 seed=0,1,2 cluster.jobs=2
   odebench reproduce figure4 budget=small --dry-run"""
@@ -28,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     name = parser.add_argument("name", metavar="NAME", nargs="?", help="name of a published table or figure")
     name.completer = _complete_name  # type: ignore[attr-defined]
     add_settings(parser, "budget=full (default), small, ...; settings of every run, and cluster=...")
-    parser.add_argument("--list", action="store_true", help="print the names")
+    parser.add_argument("--list", action="store_true", help="print all names, or our results and verdicts of NAME")
     parser.add_argument("--output", metavar="DIR", type=Path, help="the folder of the runs")
     parser.add_argument("--dry-run", action="store_true", help="print the jobs without starting them")
     add_retries(parser)
@@ -40,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     from odebench.sweep.run import print_plan
 
     if arguments.list:
-        list_reproductions()
+        list_reproductions(arguments.name)
         return 0
     reproduction = plan_reproduction(arguments.name, arguments.overrides, arguments.output)
     if arguments.dry_run:

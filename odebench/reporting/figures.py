@@ -157,6 +157,9 @@ def _figure4(collection: RunCollection) -> Figure:
 
 def _by_size(model: str, groups: Sequence[RunGroup], tag: str) -> Line:
     key, label = SIZES[model]
+    # Not the CNF that has a smaller hypernetwork to have as few parameters as the planar flow.
+    hidden = max(group.settings.get("model.hidden") or 0 for group in groups)
+    groups = [group for group in groups if (group.settings.get("model.hidden") or 0) == hidden]
     return make_line(label, groups, lambda group: float(group.runs[0].settings[key]), tag)._replace(point_labels=())
 
 

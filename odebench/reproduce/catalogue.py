@@ -1,5 +1,6 @@
 """The known reproductions, read from reproductions.yaml."""
 
+import csv
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,6 +46,7 @@ class Reproduction:
     budgets: Mapping[str, Sequence[str]] = field(default_factory=dict)
     evaluations: Sequence[Sequence[str]] = ()
     margin: Mapping[str, float] = field(default_factory=dict)
+    own_settings: Mapping[str, str] = field(default_factory=dict)
     figures: Sequence[str] = ()
     run_figures: Sequence[str] = ()
     comparison: bool = False
@@ -66,6 +68,15 @@ def find_reproduction(name: str | None) -> Reproduction:
     if name not in known:
         raise unknown_name("reproduction", name, known, "reproductions")
     return known[name]
+
+
+def committed_results(name: str) -> list[dict[str, str]]:
+    """The committed results of a reproduction that have a published number, as texts.
+
+    They are those of docs/reproduced.md; scripts/render_tables.py writes both.
+    """
+    text = (files("odebench.reproduce") / "committed.csv").read_text(encoding="utf-8")
+    return [row for row in csv.DictReader(text.splitlines()) if row["reproduction"] == name]
 
 
 def _read(name: str, node: dict[str, Any]) -> Reproduction:

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,8 @@ from odebench.record.layout import FIGURES
 from odebench.reporting import notes
 from odebench.reporting.report import figure_files, render_figures
 from odebench.reporting.runs import collect_runs
-from odebench.reporting.table import as_markdown, as_terminal
-from odebench.reproduce.catalogue import FULL_BUDGET, Reproduction, find_reproduction, reproductions
+from odebench.reporting.table import EMPTY, Table, as_markdown, as_terminal
+from odebench.reproduce.catalogue import FULL_BUDGET, Reproduction, committed_results, find_reproduction, reproductions
 from odebench.reproduce.results import (
     RowResult,
     collect_results,
@@ -62,18 +63,48 @@ class ReproductionPlan:
     command: str
 
 
-def list_reproductions() -> None:
-    """Print each reproduction: name, title, source, number of trainings, and budgets or the missing experiment."""
+def list_reproductions(name: str | None = None) -> None:
+    """Print each reproduction: name, title, source, trainings, budgets or the missing experiment, committed verdicts.
+
+    name: print the committed results of this reproduction instead. Raises UsageError if the name is unknown.
+    """
+    if name is not None:
+        _list_results(find_reproduction(name))
+        return
     known, rows = options("experiment"), []
-    for name, one in reproductions().items():
+    for one in reproductions().values():
         missing = _missing_experiment(one, known)
         details = (
             f"needs experiment={missing}"
             if missing
             else f"{notes.plural(len({row.job for row in one.rows}), 'training')}, budget={' or '.join(_budgets(one))}"
         )
-        rows += [(name, one.title), ("", f"{one.source}: {details}")]
+        rows += [(one.name, one.title), ("", f"{one.source}: {details}")]
+        rows += [("", line) for line in _committed_verdicts(one.name)]
     print_table(rows)
+
+
+def _list_results(reproduction: Reproduction) -> None:
+    """Print the committed results: budget, seeds, published, ours with interval, verdict."""
+    columns = ("number", "budget", "seeds", "published", "ours", "verdict")
+    rows = [{name: row[name] or EMPTY for name in columns} for row in committed_results(reproduction.name)]
+    print(f"{reproduction.title}\n{reproduction.source}\n")
+    if rows:
+        print(as_terminal(Table.of(rows, words=columns, note="* recalled, not read again in the paper")))
+    else:
+        print("no committed result has a published number")
+
+
+def _committed_verdicts(name: str) -> list[str]:
+    """How many committed results have each verdict, a line for each budget."""
+    found: dict[str, Counter[str]] = {}
+    for row in committed_results(name):
+        for number, word in re.findall(r"(\d+) ([a-z ]+)", row["counts"]):
+            found.setdefault(row["budget"], Counter())[word] += int(number)
+    return [
+        f"measured ({budget}): {', '.join(f'{number} {word}' for word, number in counts.items())}"
+        for budget, counts in found.items()
+    ]
 
 
 def _budgets(reproduction: Reproduction) -> list[str]:

@@ -78,11 +78,11 @@ def verdict_table(lines: Sequence[RowVerdict]) -> Table:
 
 
 def format_interval(ours: Measurement) -> str:
-    """Format the 95 % interval in displayed units, with a digit more than its half-width has."""
+    """Format the 95 % interval in displayed units, with two digits of its half-width."""
     low, high = (display_scale(ours.tag) * end for end in ours.interval)
     if not high > low:
         return EMPTY
-    decimals = max(1 - math.floor(math.log10(high - low)), 0)
+    decimals = max(1 - math.floor(math.log10((high - low) / 2)), 0)
     return f"{low:,.{decimals}f} to {high:,.{decimals}f}"
 
 

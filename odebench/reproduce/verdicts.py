@@ -152,7 +152,7 @@ def _judge_parameters(mean: float, published: PublishedValue) -> Verdict:
     printed = re.match(r"\d+\.(\d+) M", published.printed)
     last_digit = 10.0 ** (6 - len(printed[1])) if printed else 1.0
     if abs(mean - published.value) <= last_digit / 2:
-        return Verdict(REPRODUCED, f"{mean:,.0f}, printed as {published.printed}")
+        return Verdict(REPRODUCED, f"{mean:,.0f} is {published.printed}")
     return Verdict(OTHER_NETWORK, describe_deviation(PARAMETERS, mean, published.value))
 
 

@@ -87,7 +87,7 @@ def test_evaluation_arguments_are_valid_for_the_command_line():
 
 def test_values_expand_to_every_combination():
     rows = {row.name: row for row in find_reproduction("figure4").rows}
-    assert len(rows) == 36
+    assert len(rows) == 40
     row = rows["target 3: CNF, M = 8"]
     assert row.job == ("experiment=paper/cnf_density_matching", "data=potential_3", "model.width=8")
     planar = "target 3: planar flow, K = 8"

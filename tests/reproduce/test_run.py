@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from odebench.record.files import file_lock
 from odebench.reporting import report
 from odebench.reporting.report import RenderedFigure
 from odebench.reproduce import run
+from odebench.reproduce.catalogue import committed_results
 from odebench.sweep import attempts, local
 
 
@@ -148,7 +150,7 @@ def test_a_row_within_the_time_of_another_has_the_best_validation_in_that_time(
 ):
     monkeypatch.setattr(report, "render_figure", render_figure)
     assert main(["reproduce", "figure4"]) == 0
-    assert new_calls() == ["train"] * 24
+    assert new_calls() == ["train"] * 28
     rows = csv_rows(tmp_path / "outputs" / "reproduce" / "figure4-full")
     planar = "target 1: planar flow, K = 2, in the CNF's time"
     assert rows[planar, "best/kl_nats"]["ours"] == "1.2"  # of 80 s in 1.5 minutes; the best follows at 120 s
@@ -319,22 +321,38 @@ def test_invalid_arguments_print_one_line(new_calls, capsys, monkeypatch):
 def test_the_list_describes_each_reproduction_and_missing_experiments(capsys, monkeypatch):
     assert main(["reproduce", "--list"]) == 0
     listed = entries(capsys)
-    assert listed["figure4"].endswith("Chen et al. 2018, Figure 4: 24 trainings, budget=full or medium or small")
-    assert listed["table1"].endswith("Chen et al. 2018, Table 1: 6 trainings, budget=full or small")
+    assert "Figure 4: 28 trainings, budget=full or medium or small measured (medium, " in listed["figure4"]
+    assert "Chen et al. 2018, Table 1: 6 trainings, budget=full or small measured (" in listed["table1"]
+    assert listed["figure5"].endswith(": 2 tie measured (small, 10 % and 2 %): 2 partial budget")
     assert "(no numbers): 15 trainings, budget=full or small" in listed["gradients"]
+    assert "measured" not in listed["gradients"]
     assert "1 training, " in listed["figure3"]
     monkeypatch.setattr(run, "options", lambda group: {})
     assert main(["reproduce", "--list"]) == 0
     missing = entries(capsys)
-    assert missing["figure4"].endswith("needs experiment=paper/cnf_density_matching")
+    assert "needs experiment=paper/cnf_density_matching" in missing["figure4"]
     assert "needs" not in missing["memory"]
 
 
 def entries(capsys):
-    """The entries of a list, two lines each, which are joined; by name."""
-    lines = capsys.readouterr().out.splitlines()
-    pairs = zip(lines[::2], lines[1::2], strict=True)
-    return {title.split()[0]: f"{title} {source.strip()}" for title, source in pairs}
+    """The entries of a list, whose further lines are indented; each as one line, by name."""
+    parts = re.split(r"^(?=\S)", capsys.readouterr().out, flags=re.MULTILINE)[1:]
+    return {part.split()[0]: " ".join(map(str.strip, part.splitlines())) for part in parts}
+
+
+def test_the_list_of_one_reproduction_has_the_rows_of_the_overview(capsys):
+    page = (Path(__file__).parents[2] / "docs" / "reproduced.md").read_text()
+    for name in ("table1", "table2", "figure4", "hopper"):
+        assert main(["reproduce", name, "--list"]) == 0
+        out = capsys.readouterr().out
+        for row in committed_results(name):
+            shown = [row[column] for column in ("number", "published", "ours", "verdict")]
+            assert all(text in page and text in out for text in shown)
+        assert "* recalled" in out
+    assert main(["reproduce", "gradients", "--list"]) == 0
+    assert "no committed result has a published number" in capsys.readouterr().out
+    assert main(["reproduce", "tabel1", "--list"]) == 2
+    assert "did you mean table1?" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -345,4 +363,4 @@ def test_real_trainings_give_a_table(tmp_path, capsys):
     assert len(rows) == 8
     assert all(float(row["ours"]) > 0 for row in rows.values())
     assert float(rows["two_moons: CNF", "final/test_nll_nats"]["share"]) == pytest.approx(2 / 10_000)
-    assert "of two_moons: planar flow; partial budget, 0.02 % and 0.0004 %" in capsys.readouterr().out
+    assert "partial budget: 0.02 % and 0.0004 % of the published trainings, " in capsys.readouterr().out

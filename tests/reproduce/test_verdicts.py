@@ -81,8 +81,8 @@ def test_a_shorter_training_is_never_judged():
 @pytest.mark.parametrize(
     ("ours", "printed", "text"),
     [
-        (238_510, "0.24 M parameters", "reproduced: 238,510, printed as 0.24 M parameters"),
-        (235_001, "0.24 M parameters", "reproduced: 235,001, printed as 0.24 M parameters"),
+        (238_510, "0.24 M parameters", "reproduced: 238,510 is 0.24 M parameters"),
+        (235_001, "0.24 M parameters", "reproduced: 235,001 is 0.24 M parameters"),
         (234_900, "0.24 M parameters", "different architecture: 2.1 % less"),
         (208_266, "0.24 M parameters", "different architecture: 13 % less"),
     ],
@@ -185,7 +185,7 @@ def test_a_measurement_is_read_back_from_the_columns_of_its_file():
         assert again.values == one.values
 
 
-def test_an_interval_has_a_digit_more_than_its_width():
+def test_an_interval_has_two_digits_of_its_half_width():
     assert format_interval(measured(RMSE, SEEDS)) == "0.182 to 0.253"
     assert format_interval(measured(ACCURACY, [0.996], samples=10_000)) == "99.46 to 99.71"
     assert format_interval(measured(RMSE, [0.1])) == "-"
