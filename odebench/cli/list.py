@@ -139,7 +139,7 @@ def list_runs(words: Sequence[str], sort: str | None, reverse: bool, as_json: bo
     if as_json:
         print(json.dumps(to_json([run_json(run) for run in chosen]), indent=2))
     if not chosen:
-        found = f"none of the {len(runs)} in {folder} matches" if runs else f"no runs in {folder}"
+        found = f"no run in {folder} matches, of {len(runs)}" if runs else f"no runs in {folder}"
         raise NothingFoundError(found)
     if not as_json:
         labels = [key for key in LABELS if any(run.setting(key) for run in chosen)]

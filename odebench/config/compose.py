@@ -64,12 +64,20 @@ def compose(
 def _check_new(override: "Override") -> None:
     key = override.key_or_group
     if override.is_sweep_override():
-        hint = f"write them as a list, as in tags=[{','.join(override.sweep_string_iterator())}]"
-        line = hint if key == "tags" and override.is_choice_sweep() else "several values need -m (a sweep)"
-        raise UsageError(f"{override.input_line}: {line}", key)
+        raise UsageError(
+            f"{override.input_line}: {hint_for_label(override) or 'several values need -m (a sweep)'}", key
+        )
     if re.match("hydra[./]", key) and key != "hydra.searchpath":
         line = f"{override.input_line}: has no effect without -m (a sweep); leave it out, or add -m"
         raise UsageError(line, key)
+
+
+def hint_for_label(override: "Override") -> str:
+    """Say how to write a name, tags or notes with commas, which would be several values; empty for other settings."""
+    key, _, text = str(override.input_line).partition("=")
+    if key == "tags":
+        return f'write them as a list, as in "tags=[{text}]"'
+    return f"text with a comma needs quotes, as in \"{key}='{text}'\"" if key in ("name", "notes") else ""
 
 
 def _check_saved(override: "Override") -> None:

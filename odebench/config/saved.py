@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from odebench.config.compose import compose, parse_overrides, quoted
+from odebench.config.compose import compose, hint_for_label, parse_overrides, quoted
 from odebench.config.files import known_keys, options
 from odebench.config.groups import PLURALS
 from odebench.config.read import read_settings
@@ -43,7 +43,7 @@ def check_resumable(overrides: Sequence[str], config_dir: str | None, path: Path
                 f"{override.input_line}: {line}: odebench train KEY=VALUE init_from={shlex.quote(str(path))}"
             )
         if override.is_sweep_override():
-            raise UsageError(f"{override.input_line}: give one value only", key)
+            raise UsageError(f"{override.input_line}: {hint_for_label(override) or 'give one value only'}", key)
         changes[key] = override.value()
     return changes
 

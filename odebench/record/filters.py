@@ -1,6 +1,7 @@
 """Select and sort runs by their settings and results: ``tol<1e-3``, ``status=done``, ``tag=baseline``. No torch."""
 
 import contextlib
+import difflib
 import fnmatch
 import operator
 import os
@@ -68,10 +69,11 @@ def check_key(key: str, runs: Iterable[RunOverview], word: str = "") -> None:
     runs: those found, which may be of plugins. word: the filter with this key, which may be meant to be a folder.
     """
     results = [tag for tag in TAGS if tag.startswith(("best/", "final/", *_SPLITS))]
-    known = [*_COLUMNS, *_ALIASES, "parameters", "objective", *results, *known_keys()]
+    known = list(dict.fromkeys([*_COLUMNS, *_ALIASES, "parameters", "objective", *results, *known_keys()]))
     if key in known or any(run_value(run, key) is not None for run in runs):
         return
-    hint = nearest_setting(key, known)
+    close = difflib.get_close_matches(key, known, n=2, cutoff=0.65)
+    hint = f"; did you mean {' or '.join(close)}?" if close else nearest_setting(key, known)
     if os.path.isdir(word):
         hint = f"; a folder with a sign = < > ! in its name is written ./{word}"
     raise UsageError(f"unknown key {key}{hint or '; odebench train --cfg prints the settings'}")

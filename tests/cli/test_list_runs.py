@@ -109,7 +109,7 @@ def test_json_has_settings_and_results(runs, capsys):
     [
         (["statos=done"], "unknown key statos; did you mean status?"),
         (["lr>0.1"], "unknown key lr; did you mean optim.lr?"),
-        (["test/acuracy>0.1"], "unknown key test/acuracy; did you mean test/accuracy?"),
+        (["test/acuracy>0.1"], "unknown key test/acuracy; did you mean test/accuracy or best/accuracy?"),
         (["status=doen"], "unknown status doen; did you mean done? (statuses: queued, running, done, diverged, "
          "failed, interrupted, timeout)"),
         (["tol<abc"], 'tol<abc: a number is needed after <, as in "tol<1e-3"'),

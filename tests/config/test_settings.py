@@ -223,7 +223,8 @@ INVALID = {
     "name=": "name='': one line of text is needed, such as name=baseline",
     "name=1": "name=1: text is needed; a number in quotes is text, as in \"name='1'\", or null",
     "tags=baseline": "tags=baseline: a list is needed, such as tags=[baseline]",
-    "tags=a,b": "tags=a,b: write them as a list, as in tags=[a,b]",
+    "tags=a,b": 'tags=a,b: write them as a list, as in "tags=[a,b]"',
+    "notes=a,b": "notes=a,b: text with a comma needs quotes, as in \"notes='a,b'\"",
     "tags=[lr=1]": "malformed setting 'tags=[lr=1]': put the value into quotes, as in \"tags='[lr=1]'\"",
     "tags=['lr=1']": "tags=[lr=1]: 'lr=1' is no tag; "
     "a tag is one word of letters, digits and _ . : / + -, such as tags=[baseline,lr_0.1]",
