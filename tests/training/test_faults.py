@@ -537,8 +537,8 @@ def test_a_run_killed_right_after_a_checkpoint_loses_no_row(step, tmp_path, monk
     class Killed(BaseException):
         pass
 
-    def save_and_die(self, path):
-        save(self, path)
+    def save_and_die(self, *paths):
+        save(self, *paths)
         if self.progress.step == step:
             raise Killed
 
