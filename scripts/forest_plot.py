@@ -24,13 +24,14 @@ from odebench.reproduce.table import RowVerdict
 PICTURE = ROOT / "docs" / "pictures" / "published.png"
 ROW_IN = 0.23
 LIMITS = 0.09, 30.0  # of the x-axis
-COLOURS = {
-    verdicts.REPRODUCED: style.GREEN,
-    verdicts.BETTER: style.BLUE,
-    verdicts.CANNOT_TELL: style.ORANGE,
-    verdicts.WORSE: style.VERMILION,
-    verdicts.OTHER_NETWORK: style.PURPLE,
-    verdicts.PARTIAL: style.GREY,
+# Verdict -> colour and marker.
+STYLES = {
+    verdicts.REPRODUCED: (style.GREEN, "o"),
+    verdicts.BETTER: (style.BLUE, "<"),
+    verdicts.CANNOT_TELL: (style.ORANGE, "D"),
+    verdicts.WORSE: (style.VERMILION, ">"),
+    verdicts.OTHER_NETWORK: (style.PURPLE, "s"),
+    verdicts.PARTIAL: (style.GREY, "o"),
 }
 
 
@@ -51,7 +52,7 @@ def forest_rows(names: Sequence[str]) -> list[ForestRow]:
     for name in names:
         margins = reproduction_of(results.read(name)).margin
         for line in judged(name):
-            if line.published and line.verdict.word in COLOURS:
+            if line.published and line.verdict.word in STYLES:
                 rows.append(_forest_row(name, line, margins.get(line.ours.tag, DEFAULT_MARGIN)))
     return rows
 
@@ -97,13 +98,15 @@ def draw(rows: Sequence[ForestRow]) -> Figure:
 
 
 def _draw_row(axes: Axes, place: int, row: ForestRow, label: str) -> None:
-    tint, is_partial = COLOURS[row.word], row.word == verdicts.PARTIAL
+    tint, marker = STYLES[row.word]
     if row.high > row.low:
         axes.plot(
             [max(row.low, LIMITS[0]), min(row.high, LIMITS[1])], [place, place], color=tint, linewidth=style.LINE_PT
         )
-    face = "white" if is_partial else tint
-    axes.plot([row.factor], [place], "o", color=tint, markerfacecolor=face, markersize=6, label=label or None, zorder=3)
+    face = "white" if row.word == verdicts.PARTIAL else tint
+    axes.plot(
+        [row.factor], [place], marker, color=tint, markerfacecolor=face, markersize=6, label=label or None, zorder=3
+    )
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ REPRODUCED = {
     "ffjord-mnist": partial(result_table, numbers=("final/test_bits_per_dim", "final/test_nfe")),
     "regularisers": partial(result_table, numbers=(NLL, "final/test_nfe", "final/nfe_forward", MINUTES)),
     "spirals": None,
-    "table2": partial(pivot_table, numbers=["final/test_rmse_extrapolation"], separator=", ", row_first=False),
+    "table2": None,
     "poisson": partial(result_table, numbers=("final/test_rate_rmse", "final/test_constant_rate_rmse")),
     "hopper": None,
     "physionet": None,
@@ -121,10 +121,9 @@ def reproduction_pages() -> dict[Path, dict[str, str]]:
     return found
 
 
-def write_overview() -> None:
-    """Write the overview that `odebench reproduce --list` prints."""
-    rows = [row for name in REPRODUCED for row in overview_rows(name)]
-    COMMITTED.write_text(csv_text(rows), encoding="utf-8")
+def listed_results() -> str:
+    """The overview that `odebench reproduce --list` prints, as CSV."""
+    return csv_text([row for name in REPRODUCED for row in overview_rows(name)])
 
 
 def compiled_training() -> dict[str, str]:
@@ -270,7 +269,7 @@ def detest_table(rows: list[dict[str, str]]) -> str:
 def render_pages() -> None:
     """Rewrite all verdicts and the tables of all pages."""
     rewrite_verdicts()
-    write_overview()
+    COMMITTED.write_text(listed_results(), encoding="utf-8")
     for page, tables in tables_by_page().items():
         page.write_text(with_tables(page.read_text(encoding="utf-8"), tables), encoding="utf-8")
 

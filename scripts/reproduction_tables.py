@@ -113,9 +113,9 @@ def origin(name: str) -> str:
     # Rows with equal minutes, to the last digit, come from the same training.
     minutes = sum({float(row["minutes"]) * int(row["seeds"]) for row in rows if row["minutes"]})
     planned, done = {row["row"] for row in rows}, {row["row"] for row in rows if row["ours"]}
-    share = f"{' and '.join(shares(rows))} of the published training, " if any(row["share"] for row in rows) else ""
+    share = f"{' and '.join(shares(rows))} of `budget=full`, " if any(row["share"] for row in rows) else ""
     some = f"{len(done)} of {len(planned)} rows, " * (done != planned)
-    return f"`{command}`: {share}{some}{minutes:.0f} minutes; [all results](../results/{results.path_of(name).name})"
+    return f"`{command}`: {share}{some}{minutes:.0f} minutes; [results](../results/{results.path_of(name).name})"
 
 
 def own_settings(names: Iterable[str]) -> str:
@@ -190,12 +190,11 @@ def result_table(rows: Sequence[Row], numbers: Sequence[str]) -> str:
     return markdown(["", *(titled(rows, number) for number in numbers)], cells)
 
 
-def pivot_table(rows: Sequence[Row], numbers: Sequence[str], separator: str, row_first: bool = True) -> str:
-    """A table of rows named "A: B" or "A, B": lines are the A and columns the B (or reversed, unless row_first)."""
+def pivot_table(rows: Sequence[Row], numbers: Sequence[str], separator: str) -> str:
+    """A table of rows named "A: B" with this separator: lines are the A and columns the B."""
     found: dict[str, dict[str, str]] = {}
     for name, its in by_row(rows).items():
-        first, _, last = name.partition(separator) if row_first else name.rpartition(separator)
-        line, column = (first, last) if row_first else (last, first)
+        line, _, column = name.partition(separator)
         found.setdefault(line, {})[column] = ", ".join(result_cell(its, number) for number in numbers)
     columns = list(dict.fromkeys(column for its in found.values() for column in its))
     lines = [[line, *(its.get(column, "–") for column in columns)] for line, its in found.items()]

@@ -80,6 +80,7 @@ def matched(record, runs):
         for size, target in itertools.product((2, 8, 32), (1, 2)):
             kl = target + 1 / size + (model == "planar_nf")
             settings = {"task": "density", "trainer__objective": "val/kl_nats", "data__name": f"potential_{target}"}
+            settings |= {"model__hidden": 32} if model == "cnf" else {}
             record(model__name=model, summary={"best/kl_nats": kl}, **settings, **{key: size})
     return runs
 

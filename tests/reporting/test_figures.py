@@ -224,7 +224,10 @@ def test_figure_3_has_four_panels_of_one_trained_model(record, runs, points):
     assert list(points(over)) == ["odenet, solved by dopri5"]
 
 
-def test_figure_4_shows_the_divergence_from_each_target_by_the_size_of_the_models(matched, points):
+def test_figure_4_shows_the_divergence_from_each_target_by_the_size_of_the_models(matched, points, record):
+    # A CNF with fewer parameters at the same width is not drawn.
+    settings = {"task": "density", "trainer__objective": "val/kl_nats", "data__name": "potential_1"}
+    record(model__name="cnf", model__width=2, model__hidden=7, summary={"best/kl_nats": 9.0}, **settings)
     first, second = figures.draw("figure4", collect_runs([matched])).axes
     assert (first.get_title(loc="left"), second.get_title(loc="left")) == ("potential_1", "potential_2")
     assert points(first) == {
