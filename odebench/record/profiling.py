@@ -7,6 +7,7 @@ Only eager operations are measured, because compiled code hides its tensors.
 
 import contextlib
 import logging
+import os
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -100,6 +101,7 @@ def profiled_steps(num_steps: int | None, folder: Path, device: torch.device | s
     if num_steps is None:
         yield lambda: False
         return
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise the profiler prints lines of its own
     activities = [torch.profiler.ProfilerActivity.CPU]
     if torch.device(device).type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -131,13 +133,17 @@ def _write_profile(profiler: torch.profiler.profile, folder: Path) -> None:
 
 def operations_table(profiler: torch.profiler.profile) -> list[str]:
     """Return a header and a row for each operation: its calls and its time without that of operations it calls."""
-    averages = profiler.key_averages()
-    on_device = any(one.self_device_time_total for one in averages)
-    times_us = {one.key: one.self_device_time_total if on_device else one.self_cpu_time_total for one in averages}
-    total_us = sum(times_us.values()) or 1
-    rows = [("operation", "calls", f"{'GPU' if on_device else 'CPU'} ms", "share")]
-    for one in sorted(averages, key=lambda one: -times_us[one.key])[:NUM_OPERATIONS]:
-        time_us = times_us[one.key]
+    averages = [one for one in profiler.key_averages() if not one.key.startswith("ProfilerStep")]
+    place = "CPU"
+    times_us = [(one.self_cpu_time_total, one) for one in averages]
+    if any(one.self_device_time_total for one in averages):
+        place = "GPU"
+        # A label, such as that of the optimiser, spans operations that have rows of their own.
+        times_us = [(one.self_device_time_total, one) for one in averages if not one.is_user_annotation]
+    times_us.sort(key=lambda pair: pair[0], reverse=True)
+    total_us = sum(time_us for time_us, _ in times_us) or 1
+    rows = [("operation", "calls", f"{place} ms", "share")]
+    for time_us, one in times_us[:NUM_OPERATIONS]:
         rows.append((one.key, f"{one.count}", f"{time_us / 1e3:.2f}", f"{time_us / total_us:.1%}"))
     return aligned(rows, numeric=(1, 2, 3))
 

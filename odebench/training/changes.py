@@ -68,5 +68,5 @@ def log_new_schedule(before: DictConfig, settings: Settings, training: TrainingS
     following = lr * lr_factor(schedule, step, steps_per_epoch, new_steps)
     how = "goes on, as it does not depend on the length"
     if isinstance(schedule, OneCycleSettings | CosineSettings):
-        how = f"is now spread over {new_steps / steps_per_epoch:.4g} epochs, as if the run had been this long at first"
+        how = f"is now spread over {new_steps / steps_per_epoch:.4g} epochs, as in a run of this length"
     log.info("schedule=%s %s; learning rate %.3g at step %d, then %.3g", schedule.name, how, last, step, following)

@@ -232,7 +232,7 @@ def test_a_finished_run_trained_longer(schedule, train, tmp_path, caplog):
             "schedule=constant goes on, as it does not depend on the length; learning rate 0.003 at step 8, then 0.003"
         )
     else:
-        line = "schedule=cosine is now spread over 4 epochs, as if the run had been this long at first"
+        line = "schedule=cosine is now spread over 4 epochs, as in a run of this length"
         line += "; learning rate 0.000114 at step 8, then 0.0015"
     assert line in caplog.messages
     assert line in (folder / layout.LOG).read_text()
