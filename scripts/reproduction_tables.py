@@ -122,7 +122,7 @@ def own_settings(names: Iterable[str]) -> str:
     """A list of our settings that are not published, and how each was chosen."""
     found = {find_reproduction(results.read(name)[0]["command"].split()[2]).name: None for name in names}
     lines = [f"- {setting}: {how}." for name in found for setting, how in find_reproduction(name).own_settings.items()]
-    return "\n".join(["Settings of ours, and how they were chosen:", "", *lines]) if lines else ""
+    return "\n".join(["Our own settings:", "", *lines]) if lines else ""
 
 
 def missed_by_chance(names: Iterable[str]) -> str:

@@ -71,6 +71,8 @@ def test_trainings_run_once_and_are_then_only_read(new_calls, tmp_path, capsys):
     assert second.splitlines()[-1] == f"written to {folder}: reproduction.md, reproduction.csv"
     row = csv_rows(folder)["two_moons: CNF", "final/test_nll_nats"]
     assert (row["share"], row["command"]) == ("0.1", "odebench reproduce figure5 budget=small")
+    assert (row["values"], row["std_error"], row["samples"]) == ("0=2.0", "0.007", "")
+    assert float(row["low"]) == pytest.approx(2.0 - 1.96 * 0.007, abs=1e-4)
 
 
 def test_a_failed_job_is_reported_and_run_again_while_the_others_are_kept(new_calls, tmp_path, capsys):
