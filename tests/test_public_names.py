@@ -177,6 +177,7 @@ def test_commands_and_exit_codes(capsys):
         "resume",
         "list",
         "report",
+        "export",
         "reproduce",
         "tensorboard",
         "bench",

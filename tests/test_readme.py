@@ -24,7 +24,7 @@ SET_UP = [
     'pip install -e ".[dev]" && pytest',
 ]
 # These commands are not run; only their arguments are checked.
-NOT_RUN = ("train", "sweep", "eval", "sample", "predict", "resume", "report", "reproduce", "tensorboard")
+NOT_RUN = ("train", "sweep", "eval", "sample", "predict", "resume", "report", "export", "reproduce", "tensorboard")
 
 
 def bash_lines(text):

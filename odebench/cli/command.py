@@ -26,6 +26,7 @@ COMMANDS = {
         "resume",
         "list",
         "report",
+        "export",
         "reproduce",
         "tensorboard",
         "bench",

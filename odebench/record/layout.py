@@ -13,6 +13,7 @@ METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 LOG = "log.txt"
 EVALUATIONS = "evaluations.jsonl"
+EXPORTS = "exports.json"  # how far the run was sent to Weights & Biases offline
 STEP_SIZES = "steps.json"
 CHECKPOINTS = "checkpoints"
 LAST_CHECKPOINT = "checkpoints/last.pt"
