@@ -1,6 +1,7 @@
 """README and docs: their commands are valid, their Python runs, their links lead somewhere."""
 
 import itertools
+import json
 import re
 import shlex
 from pathlib import Path
@@ -135,6 +136,23 @@ def test_the_python_of_the_readme_runs(monkeypatch):
     exec(compile(block[0], "README.md", "exec"), names)
     assert names["solution"].y.shape == (2, 3)
     assert torch.allclose(names["y"], names["solution"].y, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    import matplotlib.pyplot as plt
+
+    cells = json.loads((ROOT / "docs" / "from_python.ipynb").read_text(encoding="utf-8"))["cells"]
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    with plt.rc_context({"backend": "agg"}):
+        for number, cell in enumerate(cells):
+            if cell["cell_type"] == "code":
+                exec(compile("".join(cell["source"]), f"docs/from_python.ipynb, cell {number}", "exec"), names)
+        plt.close("all")
+    assert len(names["runs"]) == 3
+    assert names["by_tolerance"]["final/nfe_forward"].is_monotonic_decreasing
+    assert 0 < names["damping"].grad.abs() < 10
 
 
 def test_the_engine_page_names_every_method_with_its_order_and_cost():
