@@ -51,8 +51,8 @@ def training(rows: list[Row]) -> str:
 
     rows: those of measure_compiled_training.py, five for each training.
     """
-    header = ["training (gradient), steps", "ms a step: eager", "step", "solve"]
-    header += [f"{how} pays after steps, {cache}" for how in ("step", "solve") for cache in ("cold", "warm")]
+    header = ["training (gradient), steps", "eager, ms a step", "`step`, ms", "`solve`, ms"]
+    header += [f"`{how}` pays after, {cache}" for how in ("step", "solve") for cache in ("cold", "warm")]
     lines = []
     for name in dict.fromkeys(row["training"] for row in rows):
         eager, *others = (row for row in rows if row["training"] == name)
@@ -64,7 +64,7 @@ def training(rows: list[Row]) -> str:
                 *(_steps_until_it_pays(eager, row) for row in others),
             ]
         )
-    about = "Medians, and quartiles in brackets; cold: without torch's cache; warm: with it."
+    about = "Medians, and quartiles in brackets. It pays after so many training steps; cold: without torch's cache."
     return f"{markdown(header, lines)}\n\n{about}"
 
 

@@ -131,7 +131,7 @@ def compiled_training() -> dict[str, str]:
     if not any(results.RESULTS.glob("compiled_training.*.csv")):
         return {}
     table = compiled_tables.training(results.read("compiled_training"))
-    intro = "After how many training steps it pays (`python scripts/measure_compiled_training.py FOLDER`):"
+    intro = "On one core, with other programs on the other (`python scripts/measure_compiled_training.py FOLDER`):"
     return {"training": f"{intro}\n\n{table}\n\n{results.sources(['compiled_training'])}"}
 
 
