@@ -164,7 +164,7 @@ def _to_mlflow(run: SentRun, project: str) -> int:
         return 0
     texts = {key: str(value) for key, value in run.settings.items() if key not in layout.LABELS}
     if fixed := [key for key, value in sent.data.params.items() if texts.get(key) != value]:
-        log.warning("%s: MLflow cannot change parameters; there, %s stay as they were", path, ", ".join(fixed))
+        log.warning("%s: MLflow cannot change parameters; it keeps the first value of %s", path, ", ".join(fixed))
     for part in _parts([Param(*one) for one in texts.items() if one[0] not in sent.data.params], _MLFLOW_PARAMS):
         client.log_batch(run_id, params=part)
     for figure in run.figures:

@@ -204,6 +204,22 @@ def test_a_call_that_was_killed_before_it_noted_what_it_sent_is_made_up_for(trac
     assert figures == ["curves.png"]
 
 
+@pytest.mark.slow
+def test_mlflow_gets_changed_tags_and_a_line_says_that_parameters_stay(run, capsys):
+    mlflow = require("mlflow")
+    finish(writer(run), 3)
+    assert send(run, "mlflow", capsys) == "1 steps sent"
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["settings"] |= {"tags": ["best"], "tol": 0.5}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    assert main(["export", str(run), "--to", "mlflow", "--project", run.parent.name]) == 0
+    assert "MLflow cannot change parameters; it keeps the first value of tol\n" in capsys.readouterr().err
+    client = mlflow.MlflowClient()
+    (sent,) = client.search_runs([client.get_experiment_by_name(run.parent.name).experiment_id])
+    assert (sent.data.tags["tags"], sent.data.params["tol"]) == ("best", "0.01")
+    assert send(run, "mlflow", capsys) == "no new steps"
+
+
 def test_a_tracker_that_is_missing_or_unknown_or_gets_no_runs_gives_one_line(run, capsys, monkeypatch, tmp_path):
     finish(writer(run), 3)
     for name in STORED:
