@@ -49,7 +49,8 @@ def unknown_name(kind: str, name: object, known: Iterable[str], plural: str) -> 
     """Return the error for an unknown name: ``unknown model odnet; did you mean odenet? (models: mlp, ...)``."""
     known = list(known)
     listed = _LISTS.get(plural, f"list {plural}")
-    names = f"{plural}: {', '.join(known) or 'none'}" if len(known) <= 12 else f"odebench {listed} prints all"
+    few = len(known) <= 12 or plural == "commands"
+    names = f"{plural}: {', '.join(known) or 'none'}" if few else f"odebench {listed} prints all"
     return UsageError(f"unknown {kind} {name}{did_you_mean(str(name), known)} ({names})", kind)
 
 
