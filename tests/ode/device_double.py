@@ -129,12 +129,13 @@ class Accelerator(TorchDispatchMode):
 
 
 def _place():
-    """FILE FUNCTION of odebench's innermost call, ``odebench.ode.transfer`` left out; or FILE:LINE of the test's."""
+    """FILE FUNCTION of odebench's innermost call that is no helper of transfers; or FILE:LINE of the test's."""
     frame = sys._getframe(2)
     first = frame
     while frame is not None:
         path = frame.f_code.co_filename
-        if "/odebench/" in path and "/tests/" not in path and not path.endswith("ode/transfer.py"):
+        is_helper = path.endswith("ode/transfer.py") or frame.f_code.co_name == "to_list"
+        if "/odebench/" in path and "/tests/" not in path and not is_helper:
             return f"{path.rpartition('/odebench/')[2]} {frame.f_code.co_qualname.replace('.<locals>', '')}"
         frame = frame.f_back
     while first is not None and ("/torch/" in first.f_code.co_filename or "device_double" in first.f_code.co_filename):

@@ -276,7 +276,15 @@ def test_batches_of_any_size_share_one_graph(captured, caplog):
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["network", pytest.param("tuple", marks=pytest.mark.compiler)])
-def test_compiled_by_inductor(case):
+@pytest.mark.parametrize(
+    "mode",
+    [
+        pytest.param(Adjoint(), id="adjoint"),
+        pytest.param(Adjoint(norm="full"), id="full", marks=pytest.mark.compiler),
+        pytest.param(InterpolatedAdjoint(), id="interpolated", marks=pytest.mark.compiler),
+    ],
+)
+def test_compiled_by_inductor(case, mode):
     if case == "network":
         field, (y0, scale) = Network(), start()
         arguments = field, y0, (0.0, 0.1, 0.2, 2.0), (scale,), field.parameters()
@@ -289,5 +297,4 @@ def test_compiled_by_inductor(case):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         warnings.filterwarnings("ignore", module="torch")
-        for mode in (Adjoint(), Adjoint(norm="full"), InterpolatedAdjoint()):
-            assert_equal_backward(*both(*arguments, gradient=mode, **options))
+        assert_equal_backward(*both(*arguments, gradient=mode, **options))

@@ -195,7 +195,7 @@ def test_the_loop_is_captured_whole_and_once(captured, caplog, mode):
     assert logged.count("compiling the gradient") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.compiler
 @pytest.mark.parametrize("options", [MODES[0], MODES[-2]])
 def test_states_of_any_size_share_a_graph(captured, caplog, options):
     assert_sizes_share_a_graph(assert_equal_backward, caplog, TIMES[:2], rtol=1e-3, **options)

@@ -286,6 +286,7 @@ def test_a_model_that_does_not_fit_into_memory_is_one_line(tmp_path, capsys):
 @pytest.mark.parametrize("name", ["odenet_run", "cnf_run"])
 def test_predict_takes_the_first_samples_of_the_split(name, request, capsys):
     folder = str(request.getfixturevalue(name))
+    capsys.readouterr()  # of the training
     fixed = ["solver=rk4", "solver.steps=8"]  # adaptive steps depend on the batch
     assert main(["predict", folder, "split=test", *fixed]) == 0
     every = list(csv.reader(capsys.readouterr().out.splitlines()))
