@@ -68,6 +68,17 @@ def training(rows: list[Row]) -> str:
     return f"{markdown(header, lines)}\n\n{about}"
 
 
+def profile(rows: Sequence[Row]) -> str:
+    """A table of what the time of compiled solves goes to. rows: those of profile_compiled_solves.py."""
+    parts = {"products": "matrix products", "arithmetic": "other arithmetic", "loop": "the loop", "outside": "Python"}
+    lines = []
+    for case in dict.fromkeys(row["case"] for row in rows):
+        mine = {row["mode"]: row for row in rows if row["case"] == case}
+        cells = [" / ".join(f"{100 * float(mine[mode][part]):.0f}" for mode in bench_tables.MODES) for part in parts]
+        lines.append([f"`{case}`", *cells])
+    return markdown(["% of forward / exact gradient / adjoint", *parts.values()], lines)
+
+
 def _step_time(row: Row) -> str:
     if not row["step_ms"]:
         return "–"

@@ -91,7 +91,11 @@ def tables_by_page() -> dict[Path, dict[str, str]]:
             "detest": detest_table(read("detest")),
             "files": results.sources([*benches, *TRAINING_STEPS, "detest"]),
         },
-        DOCS / "compiling.md": {"compiled": compiled_tables.goals(compiled), **compiled_training()},
+        DOCS / "compiling.md": {
+            "compiled": compiled_tables.goals(compiled),
+            "training": compiled_training(),
+            "profile": compiled_tables.profile(read("compiled_profile")),
+        },
         DOCS / "models.md": {"stepping": stepping_table(read("stepping"))},
         DOCS / "sweeps.md": {"sweeps": costs_table(read("sweeps")), "ranks": ranks_table(read("ranks"))},
         DOCS / "choosing.md": {
@@ -126,13 +130,11 @@ def listed_results() -> str:
     return csv_text([row for name in REPRODUCED for row in overview_rows(name)])
 
 
-def compiled_training() -> dict[str, str]:
-    """The table of trainings with compiled solves; none before measure_compiled_training.py has run."""
-    if not any(results.RESULTS.glob("compiled_training.*.csv")):
-        return {}
+def compiled_training() -> str:
+    """The table of trainings with compiled solves."""
     table = compiled_tables.training(results.read("compiled_training"))
     intro = "On one core, with other programs on the other (`python scripts/measure_compiled_training.py FOLDER`):"
-    return {"training": f"{intro}\n\n{table}\n\n{results.sources(['compiled_training'])}"}
+    return f"{intro}\n\n{table}\n\n{results.sources(['compiled_training'])}"
 
 
 def with_tables(text: str, tables: Mapping[str, str]) -> str:
