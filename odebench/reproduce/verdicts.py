@@ -238,7 +238,7 @@ def absolute_margin(tag: str, margin: float, reference: float) -> float:
 
 
 def scale(tag: str, reference: float) -> float:
-    """What deviations are relative to: an accuracy's error, an AUC's skill above chance, nats themselves, the value."""
+    """Return the unit of deviations: an accuracy's error, an AUC's skill above chance, 1 for nats, else the value."""
     if tag.endswith("_nats"):
         return 1.0
     if tag.endswith("accuracy"):
