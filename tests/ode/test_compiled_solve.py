@@ -428,6 +428,37 @@ def test_a_number_that_changes_from_solve_to_solve(captured):
             torch.testing.assert_close(compiled, solve(f, y0, (0.0, 1.0), method="bosh3").y)
 
 
+RATE = 1.0
+
+
+class Decay(nn.Module):
+    """Linear decay whose rate is read in several places."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(2, 2)
+
+    def forward(self, t, y, default_rate=1.0):
+        return -RATE * default_rate * self.net(y)
+
+
+@pytest.mark.slow
+def test_f_may_change_between_two_solves(captured, monkeypatch):
+    f, y0 = Decay(), torch.ones(2)
+    changes = [
+        lambda: monkeypatch.setattr(sys.modules[__name__], "RATE", 0.5),
+        lambda: monkeypatch.setattr(Decay.forward, "__defaults__", (0.8,)),
+        lambda: monkeypatch.setattr(f, "net", nn.Sequential(nn.Linear(2, 2), nn.Tanh())),
+    ]
+    for change in (lambda: None, *changes):
+        change()
+        results = []
+        for compile in (False, "solve"):
+            y = solve(f, y0, (0.0, 1.0), method="euler", steps=2, compile=compile).y
+            results.append([y.detach(), *torch.autograd.grad(y.sum(), list(f.parameters()))])
+        torch.testing.assert_close(results[1], results[0])
+
+
 @pytest.mark.parametrize(
     ("broken", "reason"),
     [
