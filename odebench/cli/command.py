@@ -153,6 +153,7 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(prog=prog, description=description, formatter_class=raw, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
+        message = message.replace("ignored explicit argument", "takes no value, but got")
         raise UsageError(f"{message} ({self.prog} --help explains)")
 
 

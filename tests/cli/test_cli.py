@@ -256,6 +256,7 @@ def test_cfg_job_prints_the_settings_as_in_hydra(capsys):
     [
         ("train --cfg all", "--cfg prints the settings of a run, without those of Hydra: write --cfg, or --cfg job"),
         ("train -c job", "-c: write --cfg"),
+        ("train --cfg=job", "argument --cfg: takes no value, but got 'job' (odebench train --help explains)"),
         *(
             (f"train {option}", f"{option.split()[0]}: choose options as in experiment=paper/mnist_odenet; "
              "--config-dir DIR adds your own YAML")
