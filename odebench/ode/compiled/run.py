@@ -137,7 +137,7 @@ def run_compiled(
     Raises NotCompiledError, after one warning with the reason, if torch cannot compile the solve.
     """
     solve = find_compiled_solve(problem, plan, keep)
-    if names_of(parameters, solve.module) is None:
+    if parameters and names_of(parameters, solve.module) is None:
         solve.forward.refuse(NO_PARAMETER)
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         check_field(problem, solve)
@@ -147,7 +147,7 @@ def run_compiled(
 def run_fixed(problem: InitialValueProblem, plan: SolvePlan, parameters: Sequence[Tensor] = ()) -> FixedRun:
     """Solve by fixed steps without a gradient; see ``run_compiled``."""
     graphs = find_fixed_graphs(problem, plan)
-    if names_of(parameters, graphs.module) is None:
+    if parameters and names_of(parameters, graphs.module) is None:
         graphs.forward.refuse(NO_PARAMETER)
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         check_field(problem, graphs)
