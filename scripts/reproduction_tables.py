@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import results
 from formatting import markdown, scientific
 
+from odebench.reporting.formatting import PARAMETERS, display_scale, format_value
 from odebench.reporting.notes import plural
-from odebench.reporting.table import PARAMETERS, display_scale, format_value
 from odebench.reproduce.catalogue import Reproduction, find_reproduction
 from odebench.reproduce.table import RowVerdict, format_interval, judge_again, judge_rows, read_measurement
 from odebench.reproduce.verdicts import (

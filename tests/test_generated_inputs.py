@@ -29,8 +29,8 @@ from odebench.data.mnist_files import IdxFile
 from odebench.errors import UsageError
 from odebench.record import layout
 from odebench.record.reader import read_run
-from odebench.reporting import figures
-from odebench.reporting.runs import RunGroup, collect_runs, read_evaluations
+from odebench.record.steps import read_longest_solve
+from odebench.reporting.runs import collect_runs, read_evaluations
 from odebench.training.checkpoint import FORMAT, load_weights
 
 # Audit events of code that runs or of files that change; `open` counts if it is not for reading only.
@@ -107,7 +107,7 @@ def read_all(folder):
     runs = collect_runs([Path(folder)]).runs
     for one in runs:
         read_evaluations(one)
-    figures._longest_solve(RunGroup({}, runs))
+        read_longest_solve(one.path)
     return 0
 
 

@@ -10,14 +10,15 @@ Compare runs and sweeps: a table, grouped by the settings that vary, with mean a
 figures; one HTML page that needs no network. Unfinished runs are included.
 
 Without --output the table goes to the screen (for pipes: --format csv, markdown or latex). The suffix of a file chooses
-its format: .csv .md .tex .txt .html, with --figure .png .svg. A new folder gets everything.
+its format: .csv .md .tex .txt .html, with --figure .png .svg .pdf. A new folder gets everything.
 
 examples:
   odebench report outputs
   odebench report outputs/sweeps/2026-11-24 --output sweep_report
   odebench report outputs --columns best/accuracy,final/nfe_forward --output table.tex
   odebench report --list                                  the figures
-  odebench report outputs --figure pareto --output pareto.svg"""
+  odebench report outputs --figure pareto --output pareto.svg
+  odebench report outputs --figure pareto --style paper --output pareto.pdf --data pareto.csv"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +35,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split", metavar="SPLIT", default="validation", help="split of the results in figures: validation or test"
     )
+    parser.add_argument(
+        "--style",
+        metavar="STYLE",
+        default="screen",
+        help="letters and width of figures: screen (default), paper (5.5 in wide) or paper-column (3.25 in); these two "
+        "are PDF and SVG",
+    )
+    parser.add_argument("--data", metavar="FILE", type=Path, help="a new CSV file for the numbers of the one --figure")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -44,7 +53,14 @@ def run(arguments: argparse.Namespace) -> int:
         list_figures()
         return 0
     make_report(
-        arguments.folders, arguments.figure, arguments.format, arguments.output, arguments.columns, arguments.split
+        arguments.folders,
+        arguments.figure,
+        arguments.format,
+        arguments.output,
+        arguments.columns,
+        arguments.split,
+        arguments.style,
+        arguments.data,
     )
     return 0
 

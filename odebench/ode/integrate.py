@@ -287,6 +287,7 @@ def _step_adaptively(
             for observer in observers:
                 observer.reject(t, y, direction * step)
             stats.rejected += 1
+            stats.rejected_steps.append((t, direction * step))
             h = proposal
             continue
 

@@ -31,6 +31,7 @@ class Stats:
     start: the time of the first step; None before it, and with per-sample stepping.
     step_sizes: the signed sizes of the accepted steps, in the order in which they were taken. The times of the steps
         follow by adding the sizes to ``start``.
+    rejected_steps: the start and the signed size of each rejected step; empty with compiled solves.
     error_ratios: the error of each accepted step in units of the tolerance; empty for fixed steps.
     stiffness: an estimate of h |lambda| in the last step, where lambda is the field's largest eigenvalue in the
         direction of the solution. On a stiff field, explicit methods stay near their stability limit, which is 3.3 for
@@ -53,6 +54,7 @@ class Stats:
     rejected: int = 0
     start: float | None = None
     step_sizes: list[float] = field(default_factory=list)
+    rejected_steps: list[tuple[float, float]] = field(default_factory=list)
     error_ratios: list[float] = field(default_factory=list)
     stiffness: float | None = None
     warm_step: float | None = None

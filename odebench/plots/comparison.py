@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatterSciNotation, LogLocator, MaxNLocator, NullFormatter
 
 from odebench.plots import style, text_placement
@@ -26,6 +27,9 @@ MIN_RELATIVE_SPAN = 0.25  # of a cost axis, relative to the largest cost: on a s
 MAX_LABELLED_LINES = 4  # reference lines per panel
 MAX_DISTANCE_FACTOR = 3.0  # hide reference lines further than this from the data: they would flatten it
 ROW_IN = 0.42  # height of a row of a dot plot
+OVERLAP_PX = 1.5  # points nearer than this hide each other
+MIN_OVERLAP = 0.5  # of the points of a line, from which it is drawn wider
+MAX_COMPARED = 200  # points of a line
 
 Dots = Mapping[str, Mapping[str, float]]
 
@@ -35,6 +39,8 @@ class Line(NamedTuple):
 
     x, y: [N]. y_error: [N], half the length of an error bar or band; 0 or NaN for none.
     point_labels: [N], texts that are written at the points if these are few.
+    runs: [N], or [1] if all points are of one: the folders of the runs that the points show. ends: [N]; the points are
+    intervals from x to these. marker: replaces the marker of the style.
     """
 
     label: str
@@ -42,6 +48,9 @@ class Line(NamedTuple):
     y: np.ndarray
     y_error: np.ndarray | None = None
     point_labels: Sequence[str] = ()
+    runs: Sequence[str] = ()
+    ends: np.ndarray | None = None
+    marker: str = ""
 
     def finite(self) -> "Line":
         """The line without points that are not finite."""
@@ -49,7 +58,13 @@ class Line(NamedTuple):
         kept = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
         y_error = None if self.y_error is None else np.nan_to_num(np.asarray(self.y_error, dtype=float)[kept])
         point_labels = [label for i, label in enumerate(self.point_labels) if i in set(kept)]
-        return Line(self.label, x[kept], y[kept], y_error, point_labels)
+        runs = [self.runs[i] for i in kept.tolist()] if len(self.runs) == len(x) else self.runs
+        ends = None if self.ends is None else np.asarray(self.ends, dtype=float)[kept]
+        return Line(self.label, x[kept], y[kept], y_error, point_labels, runs, ends, self.marker)
+
+    def values(self, axis: str) -> np.ndarray:
+        """The coordinates along an axis, x or y, with the ends of intervals."""
+        return np.append(self.x, self.ends) if axis == "x" and self.ends is not None else getattr(self, axis)
 
 
 def num_points(lines: Iterable[Line]) -> int:
@@ -89,33 +104,89 @@ class Panel(NamedTuple):
     x_descending: bool = False
 
 
-def comparison_figure(panels: Sequence[Panel], columns: int = 3) -> Figure:
+class Comparison(NamedTuple):
+    """What a figure shows: its panels, up to ``columns`` in a row."""
+
+    panels: Sequence[Panel]
+    columns: int = 3
+
+
+def comparison_figure(
+    panels: Sequence[Panel],
+    columns: int = 3,
+    styles: dict[str, int] | None = None,
+    panel_in: tuple[float, float] = PANEL_IN,
+) -> Figure:
     """Draw the panels, up to `columns` in a row, with one legend.
 
-    Lines with the same label have the same style in all panels, also if one of them is empty.
+    Lines with the same label have the same style in all panels, also if one of them is empty. styles: label -> number
+    of its style in other figures; labels that are missing are added. panel_in: width and height of a panel in inches.
 
     Fields of a panel: connect_points: connect the points of a line in order. as_curves: draw curves without markers,
     and errors as bands. x_log, y_log: whether an axis is logarithmic; None: only if the values span decades.
     x_descending: x decreases to the right, as is usual for tolerances.
     """
-    figure, all_axes = style.new_figure(len(panels), columns, *PANEL_IN)
+    figure, all_axes = style.new_figure(len(panels), columns, *panel_in)
     labels = dict.fromkeys(line.label for panel in panels for line in panel.lines)
-    style_indices = {label: index for index, label in enumerate(labels)}
+    style_indices = _choose_styles(labels, {} if styles is None else styles)
     drawn: set[str] = set()
-    for panel, axes in zip(panels, all_axes, strict=True):
+    letters = int(MAX_TITLE_LETTERS * panel_in[0] / style.pt(PANEL_IN[0]))
+    for number, (panel, axes) in enumerate(zip(panels, all_axes, strict=True)):
         lines = [line for line in map(Line.finite, panel.lines) if len(line.x)]
         shown = _visible_reference_lines(panel, lines)
         drawn |= {reference.label for reference in shown}
         total = sum(len(line.x) for line in lines)
-        for line in lines:
-            _draw(axes, panel, line, style_indices[line.label], total)
+        artists = [
+            _draw(axes, panel, line, style_indices[line.label], total, series_id(number, index))
+            for index, line in enumerate(lines)
+        ]
         for index, reference in enumerate(shown):
             _draw_reference_line(axes, reference, 0 if reference.note else index)
         _scale(axes, panel, lines, shown)
+        if panel.connect_points or panel.as_curves:
+            _separate_overlaps(axes, artists)
         _write_labels(axes, panel, lines, shown, style_indices)
-        style.style_axes(axes, textwrap.fill(panel.title, MAX_TITLE_LETTERS), panel.x, panel.y)
+        style.style_axes(axes, textwrap.fill(panel.title, letters), panel.x, panel.y)
     style.legend_below(figure, _sources(panels, drawn))
     return figure
+
+
+def series_id(panel: int, index: int) -> str:
+    """The id of a line in an SVG file: the number of its panel, and its own among the panel's lines with points.
+
+    The ids of its error bars and bands begin alike.
+    """
+    return f"series-{panel}-{index}"
+
+
+def _choose_styles(labels: Iterable[str], styles: dict[str, int]) -> dict[str, int]:
+    """Choose a style for each label: its style in ``styles``, else one that no label has, or at least none of these.
+
+    Adds the choices to ``styles``.
+    """
+    labels, chosen = list(labels), dict[str, int]()
+    for label in labels:
+        number = styles.get(label)
+        if number is None or number in chosen.values():
+            free = set(range(MAX_LINES)) - {*chosen.values(), *(styles[one] for one in labels if one in styles)}
+            number = min(free - {*styles.values()} or free or {len(chosen)})
+        chosen[label] = number
+        styles.setdefault(label, number)
+    return chosen
+
+
+def _separate_overlaps(axes: Axes, artists: Sequence[Line2D]) -> None:
+    """Widen lines behind the lines that would hide them, and draw their markers as rings. Sets no positions."""
+    placed: list[np.ndarray] = []
+    for artist in artists:
+        points = axes.transData.transform(artist.get_xydata())
+        points = points[np.isfinite(points).all(1)][:: max(len(points) // MAX_COMPARED, 1)]
+        hidden = [np.abs(points[:, None] - other).max(-1).min(-1) < OVERLAP_PX for other in placed if len(other)]
+        rank = min(sum(bool(len(one)) and one.mean() >= MIN_OVERLAP for one in hidden), 3)
+        placed.append(points)
+        if rank:
+            artist.set(linewidth=style.pt(style.LINE_PT + 2.6 * rank), zorder=artist.get_zorder() - 0.1 * rank)
+            artist.set(markersize=artist.get_markersize() + style.pt(4 * rank), fillstyle="none", markeredgewidth=1.2)
 
 
 def _visible_reference_lines(panel: Panel, lines: Sequence[Line]) -> list[ReferenceLine]:
@@ -162,40 +233,54 @@ def _write_labels(
         text_placement.write_point_labels(axes, labelled, occupied, is_scatter=not panel.connect_points)
 
 
-def _draw(axes: Axes, panel: Panel, line: Line, style_index: int, total: int) -> None:
+def _draw(axes: Axes, panel: Panel, line: Line, style_index: int, total: int, gid: str) -> Line2D:
     tint = style.colour(style_index)
-    line_style = LINE_STYLES[style_index // len(style.COLOURS) % len(LINE_STYLES)]
+    line_style = ":" if line.marker else LINE_STYLES[style_index // len(style.COLOURS) % len(LINE_STYLES)]
+    x, y, first = line.x, line.y, None
+    if line.ends is not None:  # separate intervals, with a marker at the first end of each
+        gap = np.full(len(x), np.nan)
+        x, y, first = np.stack([x, line.ends, gap], 1).ravel(), np.stack([y, y, gap], 1).ravel(), 3
     (drawn,) = axes.plot(
-        line.x,
-        line.y,
+        x,
+        y,
+        gid=gid,
+        markevery=first,
         color=tint,
         linestyle=line_style if panel.connect_points or panel.as_curves else "none",
-        linewidth=style.LINE_PT,
-        marker="" if panel.as_curves and len(line.x) > 1 else style.marker(style_index),
-        markersize=6 if total <= FEW_POINTS else 4,
+        linewidth=style.pt(style.LINE_PT),
+        marker=line.marker or ("" if panel.as_curves and len(line.x) > 1 else style.marker(style_index)),
+        markersize=style.pt(6 if total <= FEW_POINTS else 4),
         alpha=1.0 if total <= FEW_POINTS or panel.as_curves else 0.5,
-        markeredgewidth=0.8 if panel.connect_points else 0,
+        markeredgewidth=1.5 if line.marker else 0.8 if panel.connect_points else 0,
         rasterized=total > RASTER_FROM,
         label=line.label or None,
     )
-    if line_style != "-":
+    if line_style != "-" and not line.marker:
         drawn.set_markerfacecolor("white")
         drawn.set_markeredgewidth(1.2)
     if line.y_error is not None and line.y_error.any():
         if panel.as_curves:
             low, high = line.y - line.y_error, line.y + line.y_error
-            axes.fill_between(line.x, low, high, color=tint, alpha=0.15, linewidth=0)
+            axes.fill_between(line.x, low, high, color=tint, alpha=0.15, linewidth=0, gid=f"{gid}-band")
         elif total <= FEW_POINTS:
-            axes.errorbar(line.x, line.y, line.y_error, fmt="none", ecolor=tint, elinewidth=1.0, capsize=2.5)
+            bars = axes.errorbar(line.x, line.y, line.y_error, fmt="none", ecolor=tint, elinewidth=1.0, capsize=2.5)
+            for index, part in enumerate(bars.get_children()):
+                part.set_gid(f"{gid}-bar{index}")
+    return drawn
 
 
 def _draw_reference_line(axes: Axes, reference: ReferenceLine, index: int) -> None:
     line_style = (0, ((5, 3), (1, 2), (8, 3, 1, 3))[index % 3])
-    options: dict[str, Any] = {"color": style.GREY, "linestyle": line_style, "linewidth": 1.3, "label": reference.label}
+    options: dict[str, Any] = {
+        "color": style.GREY,
+        "linestyle": line_style,
+        "linewidth": style.pt(1.3),
+        "label": reference.label,
+    }
     if reference.level is not None:
         axes.axhline(reference.level, zorder=1.7, **options)
     elif reference.is_front:
-        rings: dict[str, Any] = {"marker": "o", "markersize": 11, "fillstyle": "none", "markeredgewidth": 1.2}
+        rings: dict[str, Any] = {"marker": "o", "markersize": style.pt(11), "fillstyle": "none", "markeredgewidth": 1.2}
         axes.plot(reference.x, reference.y, drawstyle="steps-post", **rings, **options)
     else:
         axes.plot(reference.x, reference.y, **options)
@@ -204,7 +289,7 @@ def _draw_reference_line(axes: Axes, reference: ReferenceLine, index: int) -> No
 def _scale(axes: Axes, panel: Panel, lines: Sequence[Line], shown: Sequence[ReferenceLine]) -> None:
     requested: dict[Literal["x", "y"], bool | None] = {"x": panel.x_log, "y": panel.y_log}
     for axis, log_scale in requested.items():
-        values = np.concatenate([getattr(line, axis) for line in lines] or [np.empty(0)])
+        values = np.concatenate([line.values(axis) for line in lines] or [np.empty(0)])
         is_log = style.spans_decades(values) if log_scale is None else log_scale
         if is_log and values.size and values.min() > 0:
             _scale_log(axes, axis, values, descending=panel.x_descending and axis == "x")
@@ -248,7 +333,7 @@ def _scale_linear(axes: Axes, axis: Literal["x", "y"], values: np.ndarray, top: 
 
 def _upper_end(line: Line, part: str) -> float:
     """The largest value of the line, including error bars."""
-    values = getattr(line, part)
+    values = line.values(part)
     if part == "y" and line.y_error is not None:
         values = values + line.y_error
     return values.max(initial=0.0)
@@ -280,7 +365,7 @@ def dot_plot(panels: Mapping[str, Dots], x: str, spreads: Mapping[str, Dots] | N
                 [row for _, row in rows],
                 linestyle="none",
                 marker=style.marker(place),
-                markersize=6,
+                markersize=style.pt(6),
                 color=style.colour(place),
                 label=label,
                 clip_on=False,  # a value may lie on the limit of an axis

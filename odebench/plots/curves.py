@@ -1,4 +1,4 @@
-"""Curves of a training over its steps, and the step sizes of a solve."""
+"""Curves of a training over its steps."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from odebench.plots import style
 
@@ -108,24 +108,3 @@ def running_mean(values: np.ndarray, width: int) -> np.ndarray:
     """The mean over each point and up to `width` points on each side; near the ends there are fewer."""
     kernel = np.ones(2 * width + 1)
     return np.convolve(values, kernel, "same") / np.convolve(np.ones_like(values), kernel, "same")
-
-
-def step_sizes(times: style.Numbers, sizes: style.Numbers, title: str = "Step sizes of one solve") -> Figure:
-    """Draw the step sizes of one solve against the start of each step; sizes of backward steps as absolute values.
-
-    times, sizes: [accepted], the start and the signed size of each accepted step, in the time of the ODE.
-    """
-    times, sizes = np.asarray(times, dtype=float), np.asarray(sizes, dtype=float)
-    figure, (axes,) = style.new_figure(width_in=5.6, height_in=3.4)
-    lengths = np.abs(sizes)
-    axes.hlines(lengths, times, times + sizes, color=style.BLUE, linewidth=2.2, label=f"accepted ({len(times)})")
-    axes.plot(times, lengths, linestyle="none", marker="o", markersize=4.5, color=style.BLUE)
-    if style.spans_decades(lengths, ratio=10.0):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
-    else:
-        axes.set_ylim(0, 1.15 * lengths.max(initial=1e-12))
-    style.style_axes(axes, title, "t (time of the ODE)", "step size (time of the ODE)", legend=True)
-    return figure

@@ -42,6 +42,11 @@ LEGEND_ENTRY_IN = 1.5
 LETTER_IN = 0.07
 
 
+def pt(size: float) -> float:
+    """A size, scaled with matplotlib's ``font.size`` (default 10): figures for papers have smaller letters."""
+    return size * matplotlib.rcParams["font.size"] / 10
+
+
 def new_figure(
     num_panels: int = 1, columns: int = 2, width_in: float = PANEL_WIDTH_IN, height_in: float = PANEL_HEIGHT_IN
 ) -> tuple[Figure, list[Axes]]:
@@ -56,10 +61,10 @@ def new_figure(
 
 def style_axes(axes: Axes, title: str, x: str, y: str, legend: bool = False) -> None:
     """Set title, labels (with units) and the common style of axes; call it after drawing."""
-    axes.set_title(title, fontsize=TITLE_PT, loc="left", fontweight="bold")
-    axes.set_xlabel(x, fontsize=LABEL_PT)
-    axes.set_ylabel(y, fontsize=LABEL_PT)
-    axes.tick_params(labelsize=TICK_PT, color=GREY)
+    axes.set_title(title, fontsize=pt(TITLE_PT), loc="left", fontweight="bold")
+    axes.set_xlabel(x, fontsize=pt(LABEL_PT))
+    axes.set_ylabel(y, fontsize=pt(LABEL_PT))
+    axes.tick_params(labelsize=pt(TICK_PT), color=GREY)
     axes.grid(True, which="major", color="#DDDDDD", linewidth=0.7)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
@@ -67,7 +72,7 @@ def style_axes(axes: Axes, title: str, x: str, y: str, legend: bool = False) -> 
     for side in ("left", "bottom"):
         axes.spines[side].set_color(GREY)
     if legend:
-        axes.legend(fontsize=TICK_PT, frameon=False)
+        axes.legend(fontsize=pt(TICK_PT), frameon=False)
 
 
 def new_square_figure(
@@ -148,8 +153,9 @@ def legend_below(figure: Figure, renamed: Mapping[str, str] | None = None) -> No
     if not handles:
         return
     width_in = figure.get_figwidth()
-    labels = [textwrap.fill(label, int((width_in - 0.8) / LETTER_IN)) for label in handles]
-    entry_in = max(LEGEND_ENTRY_IN, 0.6 + LETTER_IN * max(len(line) for label in labels for line in label.split("\n")))
+    labels = [textwrap.fill(label, int((width_in - 0.8) / pt(LETTER_IN))) for label in handles]
+    longest = max(len(line) for label in labels for line in label.split("\n"))
+    entry_in = max(pt(LEGEND_ENTRY_IN), 0.6 + pt(LETTER_IN) * longest)
     columns = max(int(width_in / entry_in), 1)
     more = sum(label.count("\n") for label in labels)
     figure.set_figheight(figure.get_figheight() + 0.3 + 0.2 * (-(-len(labels) // columns) + more))
@@ -158,7 +164,7 @@ def legend_below(figure: Figure, renamed: Mapping[str, str] | None = None) -> No
         labels,
         loc="outside lower center",
         ncols=columns,
-        fontsize=TICK_PT,
+        fontsize=pt(TICK_PT),
         frameon=False,
         columnspacing=1.4,
     )

@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from odebench.plots import style
 
-# Approximate sizes of the axes of a `comparison_figure` and of a letter, used to find free space.
-AXES_PT = np.array([310.0, 215.0])
-LETTER_WIDTH = 0.58  # relative to the text's height
+# Approximate width of a letter relative to its height, and of what surrounds axes, used to find free space.
+LETTER_WIDTH = 0.58
+AROUND_AXES_PT = np.array([64.4, 58.6])
 POINT_LABEL_PT, LINE_LABEL_PT = 7.5, 6.5
 MARKER_PT = 6.0
 OFFSET_PT = 7.0  # from a point to its label: beside error bars and circles
@@ -42,6 +43,15 @@ class _PlacedLabel(NamedTuple):
     rise: int
 
 
+def axes_pt(axes: Axes) -> np.ndarray:
+    """The approximate width and height of axes in points, before the layout of the figure is known."""
+    figure, place = axes.get_figure(), axes.get_subplotspec()
+    assert isinstance(figure, Figure)
+    assert place is not None
+    rows, columns = place.get_gridspec().get_geometry()
+    return 72 * figure.get_size_inches() / (columns, rows) - style.pt(1) * AROUND_AXES_PT
+
+
 def marker_boxes(axes: Axes, x: np.ndarray, y: np.ndarray, y_error: np.ndarray | None = None) -> list[Box]:
     """Boxes around the markers and the error bars of points."""
     half, half_lengths = MARKER_PT / 2, np.zeros(len(y)) if y_error is None else y_error
@@ -55,26 +65,27 @@ def write_line_labels(axes: Axes, line_labels: Mapping[str, float], occupied: Se
     line_labels: text -> level of its line. A prefix that all texts share is written only at the highest line. Returns
     all occupied boxes.
     """
+    size, line_label_pt = axes_pt(axes), style.pt(LINE_LABEL_PT)
     texts = sorted(line_labels, key=line_labels.__getitem__, reverse=True)
     shared = _common_prefix(texts)
     levels = np.array([line_labels[text] for text in texts])
     at = _to_points(axes, np.full(len(texts), axes.get_xlim()[0]), levels)[:, 1]
-    lines = [(0.0, y - 0.7, float(AXES_PT[0]), y + 0.7) for y in at]
+    lines = [(0.0, y - 0.7, float(size[0]), y + 0.7) for y in at]
     written: list[Box] = []
 
     def overlap_cost(box: Box) -> int:
         others = [(written, 100), (occupied, 10), (lines, 4)]  # overlapping texts are worst
-        outside = box[1] < 0 or box[3] > AXES_PT[1]
+        outside = box[1] < 0 or box[3] > size[1]
         return 100 * outside + sum(weight * _overlap(box, one) for boxes, weight in others for one in boxes)
 
     for index, (text, y) in enumerate(zip(texts, at, strict=True)):
         shown = text.removeprefix(shared) if index else text
-        width = _width(shown, LINE_LABEL_PT)
+        width = _width(shown, line_label_pt)
         choices = {}
         for rise in (1, -1):
-            bottom = y + 1 if rise > 0 else y - 1 - LINE_LABEL_PT
-            choices[1.0, rise] = (AXES_PT[0] - width, bottom, AXES_PT[0], bottom + LINE_LABEL_PT)
-            choices[0.0, rise] = (0.0, bottom, width, bottom + LINE_LABEL_PT)
+            bottom = y + 1 if rise > 0 else y - 1 - line_label_pt
+            choices[1.0, rise] = (size[0] - width, bottom, size[0], bottom + line_label_pt)
+            choices[0.0, rise] = (0.0, bottom, width, bottom + line_label_pt)
         end, rise = min(choices, key=lambda choice: overlap_cost(choices[choice]))
         written.append(choices[end, rise])
         axes.annotate(
@@ -85,7 +96,7 @@ def write_line_labels(axes: Axes, line_labels: Mapping[str, float], occupied: Se
             textcoords="offset points",
             ha="right" if end else "left",
             va="bottom" if rise > 0 else "top",
-            fontsize=LINE_LABEL_PT,
+            fontsize=line_label_pt,
             color=style.GREY,
             path_effects=[HALO],
             zorder=1.8,  # over the dashed lines, under the points
@@ -114,7 +125,11 @@ def write_point_labels(axes: Axes, lines: Sequence[LabelledPoints], occupied: Se
     total = sum(bool(label) for line in lines for label in line.labels)
     if is_scatter and total - len(written) > MAX_UNPLACED:
         return
-    options: dict[str, Any] = {"textcoords": "offset points", "fontsize": POINT_LABEL_PT, "path_effects": [HALO]}
+    options: dict[str, Any] = {
+        "textcoords": "offset points",
+        "fontsize": style.pt(POINT_LABEL_PT),
+        "path_effects": [HALO],
+    }
     for text, point, tint, side, rise in written:
         options |= {"ha": "left" if side > 0 else "right", "va": "bottom" if rise > 0 else "top", "color": tint}
         axes.annotate(text, point, (side * OFFSET_PT, rise), **options)
@@ -122,20 +137,20 @@ def write_point_labels(axes: Axes, lines: Sequence[LabelledPoints], occupied: Se
 
 def _candidate_positions(axes: Axes, line: LabelledPoints) -> Iterator[list[tuple[_PlacedLabel, Box]]]:
     """Yield for each label of a line the positions around its point that lie inside the axes, the best first."""
-    at = _to_points(axes, line.x, line.y)
+    at, size, height = _to_points(axes, line.x, line.y), axes_pt(axes), style.pt(POINT_LABEL_PT)
     for index, text in _merge_nearby(at, line.labels):
         near = at[max(index - 1, 0) : index + 2]
         run, rise = near[-1] - near[0]
         first = -1 if run * rise > 0 else 1  # avoid the line itself
         choices = []
         for side, up in ((first, 1), (-first, -1), (-first, 1), (first, -1)):
-            (x, y), width = at[index], _width(text, POINT_LABEL_PT)
+            (x, y), width = at[index], _width(text, height)
             left, bottom = (
                 (x + OFFSET_PT if side > 0 else x - OFFSET_PT - width),
-                (y + 1 if up > 0 else y - 1 - POINT_LABEL_PT),
+                (y + 1 if up > 0 else y - 1 - height),
             )
-            box = (left, bottom, left + width, bottom + POINT_LABEL_PT)
-            if left >= 0 and bottom >= 0 and (box[2:] <= AXES_PT).all():
+            box = (left, bottom, left + width, bottom + height)
+            if left >= 0 and bottom >= 0 and (box[2:] <= size).all():
                 point = float(line.x[index]), float(line.y[index])
                 choices.append((_PlacedLabel(text, point, line.tint, side, up), box))
         yield choices
@@ -160,7 +175,7 @@ def _to_points(axes: Axes, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     The limits of the axes must already be set.
     """
     data = np.stack([x, y], axis=1).astype(float)
-    return AXES_PT * axes.transAxes.inverted().transform(axes.transData.transform(data))
+    return axes_pt(axes) * axes.transAxes.inverted().transform(axes.transData.transform(data))
 
 
 def _width(text: str, size_pt: float) -> float:

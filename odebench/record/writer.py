@@ -24,6 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from odebench.config.compose import resolved
 from odebench.errors import UsageError
+from odebench.ode import Stats
 from odebench.record import layout, reader, tensorboard
 from odebench.record.files import (
     TIME_FORMAT,
@@ -213,14 +214,20 @@ class RunWriter:
         if array.size:
             self._tensorboard.add_histogram(tag, array, step)
 
-    def write_step_sizes(self, solves: Sequence[Sequence[float]], starts: Sequence[float | None], step: int) -> None:
-        """Write the accepted step sizes and the start time of each solve in a training step to steps.json.
+    def write_step_sizes(self, solves: Sequence[Stats], step: int) -> None:
+        """Write start, accepted step sizes and rejected steps of each solve in a training step to steps.json.
 
         The file is replaced. A histogram of the sizes is added to TensorBoard. Does nothing if there are no solves.
         """
         if solves:
-            write_json(self.path / layout.STEP_SIZES, {"step": step, "solves": solves, "starts": starts})
-            self.log_histogram("steps/size", [abs(size) for sizes in solves for size in sizes], step)
+            content = {
+                "step": step,
+                "solves": [stats.step_sizes for stats in solves],
+                "starts": [stats.start for stats in solves],
+                "rejected": [stats.rejected_steps for stats in solves],
+            }
+            write_json(self.path / layout.STEP_SIZES, content)
+            self.log_histogram("steps/size", [abs(size) for stats in solves for size in stats.step_sizes], step)
 
     def write_figure(self, name: str, figure: Figure | bytes, step: int) -> None:
         """Save a figure as figures/NAME.png, or the bytes of a GIF as NAME.gif, and add it to TensorBoard at `step`.
@@ -302,7 +309,7 @@ class NullRunWriter:
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Do nothing."""
 
-    def write_step_sizes(self, solves: Sequence[Sequence[float]], starts: Sequence[float | None], step: int) -> None:
+    def write_step_sizes(self, solves: Sequence[Stats], step: int) -> None:
         """Do nothing."""
 
     def write_status(self, name: str, **fields: Any) -> None:

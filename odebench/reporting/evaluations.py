@@ -4,18 +4,17 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from odebench.plots.comparison import Line, Panel
+from odebench.plots.comparison import Comparison, Line, Panel
 from odebench.record import layout
 from odebench.reporting.lines import (
-    draw_panels,
     group_label,
     join_nonempty,
     label_keys,
     mean_curves,
     named_groups,
     nfe_ratio_lines,
+    nonempty_panels,
     positive_only,
     require_points,
 )
@@ -69,10 +68,11 @@ def _evaluation_curves(run: Run, name_of: Callable[[Row], str], x: str, y: str) 
     for row in read_evaluations(run):
         if all(isinstance(row.get(key), int | float) for key in (x, y)):
             last.setdefault(join_nonempty(name_of(row), row["others"]), {})[str(row["resolution"])] = row
-    return [
-        Line(name, *np.array([(row[x], row[y]) for row in sorted(rows.values(), key=_resolution)], dtype=float).T)
-        for name, rows in last.items()
-    ]
+    lines = []
+    for name, rows in last.items():
+        points = np.array([(row[x], row[y]) for row in sorted(rows.values(), key=_resolution)], dtype=float)
+        lines.append(Line(name, points[:, 0], points[:, 1], runs=[str(run.path)]))
+    return lines
 
 
 def _resolution(row: Row) -> tuple[float, float]:
@@ -81,7 +81,7 @@ def _resolution(row: Row) -> tuple[float, float]:
     return value if isinstance(value, int | float) else np.inf, row.get("nfe", 0)
 
 
-def gradient_against_tolerance(collection: RunCollection) -> Figure:
+def gradient_against_tolerance(collection: RunCollection) -> Comparison:
     """Draw both errors of a training step's gradient against tolerance.
 
     There is one row per model, one panel per error, and one line per gradient mode and solver. Raises MissingDataError
@@ -100,10 +100,10 @@ def gradient_against_tolerance(collection: RunCollection) -> Figure:
         Panel(f"Gradient, {title}".removesuffix(", "), TOLERANCE, GRADIENT_ERRORS[error], lines, **options)
         for (title, error), lines in found.items()
     ]
-    return draw_panels(panels, columns=len(GRADIENT_ERRORS))
+    return nonempty_panels(panels, columns=len(GRADIENT_ERRORS))
 
 
-def figure3(collection: RunCollection) -> Figure:
+def figure3(collection: RunCollection) -> Comparison:
     """Draw the four panels of the paper's Figure 3 for trained models.
 
     They show error against NFE, time against NFE, backward against forward NFE, and NFE over training. Omits empty
@@ -121,7 +121,7 @@ def figure3(collection: RunCollection) -> Figure:
         Panel("(c) Backward against forward", FORWARD_LABEL, "backward NFE", backward, ratios, x_log=True, y_log=True),
         Panel("(d) NFE over training", x, FORWARD_LABEL, over, as_curves=True, x_log=False, y_log=False),
     ]
-    return draw_panels(panels, columns=2)
+    return nonempty_panels(panels, columns=2)
 
 
 def _over_training(collection: RunCollection) -> tuple[list[Line], str]:

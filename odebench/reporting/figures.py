@@ -1,6 +1,5 @@
 """The figures of a report by name: what each shows, which data it needs, and the function that draws it."""
 
-import json
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -9,9 +8,19 @@ from matplotlib.figure import Figure
 
 from odebench.config.schema.quantities import higher_is_better
 from odebench.errors import UsageError, unknown_name
-from odebench.plots.comparison import MAX_LINES, Line, Panel, ReferenceLine, comparison_figure, dot_plot, num_points
+from odebench.plots.comparison import (
+    MAX_LINES,
+    Comparison,
+    Line,
+    Panel,
+    ReferenceLine,
+    comparison_figure,
+    dot_plot,
+    num_points,
+)
+from odebench.plots.step_sizes import step_size_panel
 from odebench.record import layout
-from odebench.record.files import read_if_exists
+from odebench.record.steps import SolveSteps, read_longest_solve
 from odebench.reporting.evaluations import (
     FORWARD_LABEL,
     OUTPUT_ERROR,
@@ -20,19 +29,22 @@ from odebench.reporting.evaluations import (
     figure3,
     gradient_against_tolerance,
 )
+from odebench.reporting.formatting import BACKWARD, FORWARD, MINUTES, PEAK_MIB, STEP_MS
 from odebench.reporting.lines import (
     MAX_PANELS,
     RESOLUTION_KEYS,
     LinesByLabel,
     MissingDataError,
     PanelKey,
-    draw_panels,
+    group_label,
     join_nonempty,
+    label_keys,
     lines_by_panel,
     make_line,
     mean_curves,
     named_groups,
     nfe_ratio_lines,
+    nonempty_panels,
     panel_by_data,
     panel_key_function,
     pareto_front,
@@ -42,7 +54,6 @@ from odebench.reporting.lines import (
     split_into_lines,
 )
 from odebench.reporting.runs import Row, Run, RunCollection, RunGroup, read_rows
-from odebench.reporting.table import BACKWARD, FORWARD, MINUTES, PEAK_MIB, STEP_MS
 
 # Cost -> tag and axis label.
 COSTS = {
@@ -55,11 +66,14 @@ SIZES = {"cnf": ("model.width", "CNF"), "planar_nf": ("model.layers", "planar fl
 
 
 class FigureKind(NamedTuple):
-    """A figure: what it shows, the data that it needs and a command that makes them, and its drawing function."""
+    """A figure: what it shows, the data that it needs and a command that makes them, and a function that makes it.
+
+    make: returns the panels of a comparison, or a figure of another kind.
+    """
 
     description: str
     requirement: str
-    draw: Callable[[RunCollection], Figure]
+    make: Callable[[RunCollection], Comparison | Figure]
 
 
 def find(name: str) -> FigureKind:
@@ -69,15 +83,30 @@ def find(name: str) -> FigureKind:
     return FIGURES[name]
 
 
-def draw(name: str, collection: RunCollection) -> Figure:
-    """Draw a figure by name. Raises UsageError for an unknown name, MissingDataError if the runs lack the data."""
+def content(name: str, collection: RunCollection) -> Comparison | Figure:
+    """What a figure shows. Raises UsageError for an unknown name, MissingDataError if the runs lack the data."""
     kind = find(name)
     try:
-        return kind.draw(collection)
+        made = kind.make(collection)
     except MissingDataError:
         raise MissingDataError(f"figure {name} needs {kind.requirement}") from None
     except UsageError as error:
         raise UsageError(f"figure {name}: {error}") from None
+    if isinstance(made, Figure):
+        return made
+    keys = label_keys(collection.groups, collection.varying_keys)
+    folders = {group_label(group, keys): [str(group.runs[0].path)] for group in collection.groups}
+    panels = []
+    for panel in made.panels:
+        lines = [line._replace(runs=line.runs or folders.get(line.label, ())) for line in panel.lines]
+        panels.append(panel._replace(lines=lines))
+    return made._replace(panels=panels)
+
+
+def draw(name: str, collection: RunCollection) -> Figure:
+    """Draw a figure by name; raises what `content` raises."""
+    made = content(name, collection)
+    return made if isinstance(made, Figure) else comparison_figure(*made)
 
 
 def _mean(tag: str) -> Callable[[RunGroup], float]:
@@ -93,12 +122,12 @@ def _total_nfe(group: RunGroup) -> float:
     return group.mean(FORWARD) + np.nan_to_num(group.mean(BACKWARD))
 
 
-def _result_against(cost: str) -> Callable[[RunCollection], Figure]:
-    def draw(collection: RunCollection) -> Figure:
+def _result_against(cost: str) -> Callable[[RunCollection], Comparison]:
+    def draw(collection: RunCollection) -> Comparison:
         found, are_lines = lines_by_panel(collection, panel_key_function(collection))
         panels = [_result_panel(collection, *item, cost, are_lines) for item in found.items()]
         # A single point is useful beside other panels or a published value.
-        return draw_panels(panels, min_points=1 if sum(num_points(panel.lines) for panel in panels) > 1 else 2)
+        return nonempty_panels(panels, min_points=1 if sum(num_points(panel.lines) for panel in panels) > 1 else 2)
 
     return draw
 
@@ -118,9 +147,10 @@ def _result_panel(
     return Panel(f"{key.data}: result against {cost}", x, y, lines, found, are_lines)
 
 
-def _pareto(collection: RunCollection) -> Figure:
+def _pareto(collection: RunCollection) -> Comparison:
     found, are_lines = lines_by_panel(collection, panel_key_function(collection), panels_per_key=len(COSTS))
-    return draw_panels([_front_panel(collection, *item, cost, are_lines) for item in found.items() for cost in COSTS])
+    panels = [_front_panel(collection, *item, cost, are_lines) for item in found.items() for cost in COSTS]
+    return nonempty_panels(panels)
 
 
 def _front_panel(collection: RunCollection, key: PanelKey, by_label: LinesByLabel, cost: str, are_lines: bool) -> Panel:
@@ -139,7 +169,7 @@ def _front_panel(collection: RunCollection, key: PanelKey, by_label: LinesByLabe
     return Panel(f"{key.data}: against {cost}", x, key.axis_label(collection.split), lines, [reference], False)
 
 
-def _figure4(collection: RunCollection) -> Figure:
+def _figure4(collection: RunCollection) -> Comparison:
     """Draw the divergence from the target against model size, one panel per target, one line per model."""
     tag = collection.result_tag("kl_nats")
     found: dict[str, dict[str, list[RunGroup]]] = {}
@@ -152,7 +182,7 @@ def _figure4(collection: RunCollection) -> Figure:
     for target, by_model in found.items():
         lines = [_by_size(model, groups, tag) for model, groups in by_model.items()]
         panels.append(Panel(target, x, y, lines, x_log=True, y_log=True))
-    return draw_panels(panels)
+    return nonempty_panels(panels)
 
 
 def _by_size(model: str, groups: Sequence[RunGroup], tag: str) -> Line:
@@ -163,7 +193,7 @@ def _by_size(model: str, groups: Sequence[RunGroup], tag: str) -> Line:
     return make_line(label, groups, lambda group: float(group.runs[0].settings[key]), tag)._replace(point_labels=())
 
 
-def _result_over_training(collection: RunCollection) -> Figure:
+def _result_over_training(collection: RunCollection) -> Comparison:
     """Draw validation results against optimiser steps and against time, one curve per setting."""
     panel_key, found = panel_key_function(collection), dict[PanelKey, dict[str, list[list[Row]]]]()
     for label, runs in named_groups(collection, lambda group: group.runs):
@@ -175,10 +205,10 @@ def _result_over_training(collection: RunCollection) -> Figure:
         by_time = [one._replace(x=one.x / 60) for one in by_time]
         for title, x, lines in (("steps", "optimiser step", by_step), ("time", "training time (min)", by_time)):
             panels.append(Panel(f"{key.data}: result over {title}", x, y, lines, as_curves=True, x_log=False))
-    return draw_panels(panels, columns=2)
+    return nonempty_panels(panels, columns=2)
 
 
-def _nfe_against_tolerance(collection: RunCollection) -> Figure:
+def _nfe_against_tolerance(collection: RunCollection) -> Comparison:
     by_label, are_lines = split_into_lines(collection, ("tol",), "solver.name")
     panels = []
     for tag, way in ((FORWARD, "Forward"), (BACKWARD, "Backward")):
@@ -192,7 +222,7 @@ def _nfe_against_tolerance(collection: RunCollection) -> Figure:
     panels = [panel for panel in panels if len({x for one in panel.lines for x in one.finite().x}) > 1]
     if not panels:
         raise MissingDataError
-    return comparison_figure([panel._replace(x_log=True, x_descending=True) for panel in panels])
+    return Comparison([panel._replace(x_log=True, x_descending=True) for panel in panels])
 
 
 def _tolerance(group: RunGroup) -> float:
@@ -200,16 +230,16 @@ def _tolerance(group: RunGroup) -> float:
     return value if isinstance(value, float) else np.nan
 
 
-def _error_against_tolerance(collection: RunCollection) -> Figure:
+def _error_against_tolerance(collection: RunCollection) -> Comparison:
     lines = require_points(evaluation_lines(collection, OUTPUT_ERROR))
     tolerances = np.concatenate([one.x for one in lines])
     equal = [tolerances.min(), tolerances.max()]
     reference = ReferenceLine("error = tolerance", x=equal, y=equal)
     panel = Panel("Error of the output", TOLERANCE, "relative error against float64 at 1e-9", lines, [reference])
-    return comparison_figure([panel._replace(x_log=True, y_log=True, x_descending=True)])
+    return Comparison([panel._replace(x_log=True, y_log=True, x_descending=True)])
 
 
-def _time_against_nfe(collection: RunCollection) -> Figure:
+def _time_against_nfe(collection: RunCollection) -> Comparison:
     x, y = "NFE of a training step, forward + backward", "time of a training step (ms)"
 
     def panel(data: str, by_label: LinesByLabel) -> Panel:
@@ -218,7 +248,7 @@ def _time_against_nfe(collection: RunCollection) -> Figure:
     return panel_by_data(collection, panel, min_points=2)
 
 
-def _backward_against_forward(collection: RunCollection) -> Figure:
+def _backward_against_forward(collection: RunCollection) -> Comparison:
     x, y = FORWARD_LABEL, "backward NFE of a training step"
 
     def panel(data: str, by_label: LinesByLabel) -> Panel:
@@ -228,7 +258,7 @@ def _backward_against_forward(collection: RunCollection) -> Figure:
     return panel_by_data(collection, panel, min_points=1, first="gradient.name")
 
 
-def _nfe_over_training(collection: RunCollection) -> Figure:
+def _nfe_over_training(collection: RunCollection) -> Comparison:
     rows = dict(named_groups(collection, lambda group: list(map(read_rows, group.runs))))
     panels = []
     for tag, way in (("nfe/forward", "Forward"), ("nfe/backward", "Backward")):
@@ -236,10 +266,10 @@ def _nfe_over_training(collection: RunCollection) -> Figure:
         panels.append(
             Panel(title, "optimiser step", "NFE of a training step", lines, as_curves=True, x_log=False, y_log=False)
         )
-    return draw_panels(panels, min_points=1)
+    return nonempty_panels(panels, min_points=1)
 
 
-def _memory_against_depth(collection: RunCollection) -> Figure:
+def _memory_against_depth(collection: RunCollection) -> Comparison:
     x, y = "depth: forward NFE, or blocks of a residual network", COSTS["memory"][1]
     is_in_labels = "gradient.name" in collection.varying_keys or not collection.runs
     mode = "" if is_in_labels else collection.runs[0].settings["gradient.name"]
@@ -274,41 +304,18 @@ def _gradient_error(collection: RunCollection) -> Figure:
     return dot_plot(panels, "relative error of the parameters' gradient, against float64")
 
 
-def _step_sizes(collection: RunCollection) -> Figure:
-    """Draw the step sizes of one solve in a training step for each setting.
+def _step_sizes(collection: RunCollection) -> Comparison:
+    """The longest solve of a training step for each setting; one panel per model, whose times can be compared."""
 
-    If a training step solves several ODEs, such as those of an encoder and a decoder, the longest solve is drawn.
-    """
-    found: dict[tuple[str, str], list[Line]] = {}  # one panel per model: times of different ones cannot be compared
-    for label, (run, start, sizes, place) in named_groups(collection, _longest_solve):
-        ends = np.cumsum([0.0 if start is None else start, *sizes])
-        title = f"{run.settings['model.name']}: step sizes of {place or 'one solve'}"
-        x = "t where a step starts" if start is not None else "t since the start of the solve"
-        found.setdefault((title, x), []).append(Line(label, ends[:-1], np.abs(sizes)))
-    unit = "(time of the ODE)"
-    panels = [
-        Panel(title, f"{x} {unit}", f"step size {unit}", lines, x_log=False) for (title, x), lines in found.items()
-    ]
-    return draw_panels(panels, min_points=1)
+    def longest_solve(group: RunGroup) -> tuple[Run, SolveSteps] | None:
+        return next(((run, steps) for run in group.runs if (steps := read_longest_solve(run.path))), None)
 
-
-def _longest_solve(group: RunGroup) -> tuple[Run, float | None, list[float], str] | None:
-    """The first run of the group that has solves, and its longest solve: start (if known), step sizes and name."""
-    for run in group.runs:
-        path = run.path / layout.STEP_SIZES
-        if (text := read_if_exists(path)) is None:
-            continue
-        try:
-            content = json.loads(text)
-            solves = [[float(size) for size in sizes] for sizes in content["solves"]]
-            starts = [*content.get("starts", ()), *[None] * len(solves)]
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            raise UsageError(f"{path} is damaged") from None
-        number = max(range(len(solves)), key=lambda one: len(solves[one]), default=0)
-        if solves and solves[number]:
-            name = f"solve {number + 1} of {len(solves)}" if len(solves) > 1 else ""
-            return run, starts[number], solves[number], name
-    return None
+    found: dict[tuple[str, str, bool], dict[str, tuple[float | None, list[float], list[tuple[float, float]]]]] = {}
+    for label, (run, steps) in named_groups(collection, longest_solve):
+        key = str(run.settings["model.name"]), steps.place, steps.start is None
+        found.setdefault(key, {})[label] = steps.start, steps.sizes, steps.rejected
+    panels = [step_size_panel(model, place, steps) for (model, place, _), steps in found.items()]
+    return nonempty_panels(panels, min_points=1)
 
 
 _NEEDS_SWEEP = "two settings with completed runs; make them: odebench sweep tol=1e-2,1e-3,1e-4"
@@ -369,7 +376,7 @@ FIGURES = {
         _gradient_error,
     ),
     "step-sizes": FigureKind(
-        "step sizes over t in the longest solve of a training step",
+        "step sizes over t in the longest solve of a training step, rejected steps too",
         f"runs with {layout.STEP_SIZES}, which a training of a model with an ODE writes: odebench train model=odenet",
         _step_sizes,
     ),

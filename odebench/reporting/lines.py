@@ -4,11 +4,11 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from odebench.errors import UsageError
-from odebench.plots.comparison import MAX_LINES, Line, Panel, ReferenceLine, comparison_figure, num_points
+from odebench.plots.comparison import MAX_LINES, Comparison, Line, Panel, ReferenceLine, num_points
 from odebench.plots.curves import SMOOTH_FROM, running_mean
+from odebench.reporting.formatting import display_scale, display_unit, format_setting
 from odebench.reporting.published import NFE_RATIO, published_for
 from odebench.reporting.runs import (
     FIXED_STEP_KEYS,
@@ -20,7 +20,6 @@ from odebench.reporting.runs import (
     distinguishing_keys,
     row_classes,
 )
-from odebench.reporting.table import display_scale, display_unit, format_setting
 
 # Settings that vary along a line: how finely the ODE is solved.
 RESOLUTION_KEYS = ("tol", *FIXED_STEP_KEYS)
@@ -162,6 +161,7 @@ def make_line(label: str, groups: Sequence[RunGroup], x: Callable[[RunGroup], fl
         display_scale(tag) * np.array([group.mean(tag) for group in groups]),
         display_scale(tag) * np.array([group.std(tag) for group in groups]),
         names if len(set(names)) > 1 else (),
+        [str(group.runs[0].path) for group in groups],
     )
 
 
@@ -295,12 +295,12 @@ def panel_key_function(collection: RunCollection) -> Callable[[Run], PanelKey]:
     return panel_key
 
 
-def draw_panels(panels: Sequence[Panel], min_points: int = 2, columns: int = 3) -> Figure:
-    """Draw the panels that have enough points. Raises MissingDataError if there are none."""
+def nonempty_panels(panels: Sequence[Panel], min_points: int = 2, columns: int = 3) -> Comparison:
+    """Choose the panels that have enough points. Raises MissingDataError if there are none."""
     panels = [panel for panel in panels if num_points(panel.lines) >= min_points]
     if not panels:
         raise MissingDataError
-    return comparison_figure(panels, columns)
+    return Comparison(panels, columns)
 
 
 def lines_by_panel(
@@ -333,15 +333,15 @@ def lines_by_panel(
 
 def panel_by_data(
     collection: RunCollection, make_panel: Callable[[str, LinesByLabel], Panel], min_points: int, **how: Any
-) -> Figure:
-    """Draw one panel per data set.
+) -> Comparison:
+    """Make one panel per data set.
 
     make_panel: makes a panel from the name of a data set and its lines (label -> groups). how: arguments of
     `lines_by_panel`.
     """
     found, are_lines = lines_by_panel(collection, data_name, **how)
     panels = [make_panel(*item)._replace(connect_points=are_lines, x_log=False, y_log=False) for item in found.items()]
-    return draw_panels(panels, min_points)
+    return nonempty_panels(panels, min_points)
 
 
 def data_name(run: Run) -> str:

@@ -6,21 +6,10 @@ from collections import Counter
 
 from odebench.record import layout
 from odebench.record.reader import RunOverview
+from odebench.reporting.formatting import EMPTY, column_title, display_scale, display_unit, format_setting, format_value
 from odebench.reporting.published import compare_with_published, format_percent, training_fraction
 from odebench.reporting.runs import RunCollection
-from odebench.reporting.table import (
-    EMPTY,
-    Table,
-    TableCell,
-    TableRow,
-    column_title,
-    display_scale,
-    display_unit,
-    format_setting,
-    format_value,
-    headline_tags,
-    num_seeds,
-)
+from odebench.reporting.table import Table, TableCell, TableRow, headline_tags, num_seeds
 
 MAX_REASONS = 10
 _NUMBER = re.compile(r"\d[\d.,e+-]*")

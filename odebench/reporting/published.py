@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import NamedTuple
 
+from odebench.reporting.formatting import BACKWARD, FORWARD
 from odebench.reporting.runs import Run, RunCollection, RunGroup
-from odebench.reporting.table import BACKWARD, FORWARD
 
 # The tag for backward NFE divided by forward NFE of a training step; run summaries do not have it.
 NFE_RATIO = "nfe_ratio"

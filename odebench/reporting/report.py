@@ -1,6 +1,5 @@
 """``odebench report``: turn folders of runs into a table on the screen, a file, or a folder with tables and figures."""
 
-import base64
 import io
 import logging
 import shlex
@@ -8,15 +7,20 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jinja2
 import matplotlib
+from matplotlib.figure import Figure
 
 from odebench.console import print_table
 from odebench.errors import NothingFoundError, UsageError, split_names, unknown_name
+from odebench.plots.comparison import PANEL_IN, comparison_figure
 from odebench.record.files import check_folder_can_be_made, write_atomically
 from odebench.reporting import figures, notes, table
+from odebench.reporting.figure_data import InlineFigure, inline_figure, numbers
+from odebench.reporting.lines import panel_key_function
+from odebench.reporting.page import page_data, row_numbers
 from odebench.reporting.runs import RunCollection, collect_runs
 
 log = logging.getLogger(__name__)
@@ -24,26 +28,41 @@ log = logging.getLogger(__name__)
 # The suffix of the output file chooses the format.
 TABLE_SUFFIXES = {".txt": "terminal", ".md": "markdown", ".csv": "csv", ".tex": "latex"}
 FORMATS = tuple(TABLE_SUFFIXES.values())
-FIGURE_SUFFIXES = (".png", ".svg")
+FIGURE_SUFFIXES = (".png", ".svg", ".pdf")
 PAGE_SUFFIX = ".html"
 PAGE = "report.html"
 DPI = 150
-SVG_LIMIT_BYTES = 400_000  # larger SVGs are embedded as PNG
+# Letters of 8 pt like those of LaTeX, embedded as text.
+_PAPER = {"font.size": 8, "font.family": "STIXGeneral", "mathtext.fontset": "stix", "pdf.fonttype": 42}
+
+
+class FigureStyle(NamedTuple):
+    """How figures look: settings of matplotlib, size of a panel, panels in a row at most, suffixes of files."""
+
+    rc: Mapping[Any, Any]
+    panel_in: tuple[float, float]
+    max_columns: int
+    suffixes: tuple[str, ...]
+
+
+# paper: a page with one column, 5.5 inches wide. paper-column: one of two columns.
+STYLES = {
+    "screen": FigureStyle({}, PANEL_IN, 3, (".png", ".svg")),
+    "paper": FigureStyle(_PAPER, (2.75, 2.1), 2, (".pdf", ".svg")),
+    "paper-column": FigureStyle(_PAPER, (3.25, 2.4), 1, (".pdf", ".svg")),
+}
 
 
 class RenderedFigure(NamedTuple):
-    """A figure as PNG and SVG bytes, with its name and a description of what it shows."""
+    """A figure with its name, a description of what it shows, and its files by suffix.
+
+    inline: the figure for the page, if it was requested.
+    """
 
     name: str
     description: str
-    png: bytes
-    svg: bytes
-
-    @property
-    def data_url(self) -> str:
-        """The figure as a data URL, the source of an HTML image."""
-        kind, content = ("svg+xml", self.svg) if len(self.svg) < SVG_LIMIT_BYTES else ("png", self.png)
-        return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    files: Mapping[str, bytes]
+    inline: InlineFigure | None = None
 
 
 def make_report(
@@ -53,15 +72,19 @@ def make_report(
     output: Path | None,
     columns: str | None,
     split: str,
+    style: str = "screen",
+    data: Path | None = None,
 ) -> None:
     """Read the runs, and print or write what the arguments of the command line request.
 
-    figure: names separated by commas. columns: tags separated by commas, "all", or None for the default.
+    figure: names separated by commas. columns: tags separated by commas, "all", or None for the default. style: one of
+    STYLES. data: a CSV file for the numbers of the figure.
     Raises UsageError for unknown or incompatible arguments, before it reads the runs. After that it raises
     NothingFoundError if there are no runs, and UsageError if data are missing.
     """
     names = [] if figure is None else list(dict.fromkeys(split_names("--figure", figure)))
     _check_arguments(folders, names, table_format, output, split)
+    _check_figure_options(names, output, style, data)
     collection = collect_runs([Path(folder) for folder in folders], split)
     if not collection.runs and not (names and collection.bench):
         where = ", ".join(map(str, collection.folders))
@@ -70,14 +93,14 @@ def make_report(
             raise NothingFoundError(f"no run in {where} has started and can be read ({counts})")
         raise NothingFoundError(f"no runs in {where}; make one: odebench train")
     if names:
-        assert output is not None
-        _write(figure_files(output, [render_figure(name, collection) for name in names]))
+        _write(_requested_figures(collection, names, output, STYLES[style], data))
         return
     tags = table.chosen_tags(collection, columns)
     if output is None:
         _print(collection, table_format or "terminal", tags)
     elif output.suffix == PAGE_SUFFIX:
-        _write({output: make_page(collection, *render_figures(collection)).encode()})
+        pictures, left_out = render_figures(collection, suffixes=(), for_page=True)
+        _write({output: make_page(collection, pictures, left_out, output.parent).encode()})
     elif output.suffix:
         _write({output: as_text(collection, TABLE_SUFFIXES[output.suffix], tags).encode()})
     else:
@@ -97,8 +120,38 @@ def _check_arguments(
         raise unknown_name("format", table_format, FORMATS, "formats")
     if output is not None:
         _check_output(output, table_format, names)
-    elif names:
-        raise UsageError("--figure writes files; add --output FILE.png, FILE.svg or a new folder")
+
+
+def _check_figure_options(names: Sequence[str], output: Path | None, style: str, data: Path | None) -> None:
+    """Check --style and --data, and that a figure is written somewhere."""
+    if style not in STYLES:
+        raise unknown_name("style", style, STYLES, "styles")
+    if not names and (style != "screen" or data):
+        raise UsageError(f"{'--data' if data else '--style'} is for figures; add --figure NAME (--list shows them)")
+    if data and len(names) != 1:
+        raise UsageError(f"--data {data} holds the numbers of one figure; name one: --figure NAME")
+    if data and (data.suffix != ".csv" or data.exists() or data == output):
+        raise UsageError(f"--data {data}: name a new file that ends with .csv")
+    if data:
+        check_folder_can_be_made(data.parent, f"--data {data}")
+    if names and not output and not data:
+        raise UsageError("--figure writes files; add --output FILE.png, FILE.svg, FILE.pdf or a new folder")
+
+
+def _requested_figures(
+    collection: RunCollection, names: Sequence[str], output: Path | None, style: FigureStyle, data: Path | None
+) -> dict[Path, bytes]:
+    """Path -> content of the figures, and of the numbers of the first one."""
+    files: dict[Path, bytes] = {}
+    if data:
+        shown = figures.content(names[0], collection)
+        if isinstance(shown, Figure):
+            raise UsageError(f"--data {data}: figure {names[0]} has no lines with numbers to write; leave it out")
+        files[data] = table.csv_text(numbers(shown)).encode()
+    if output:
+        suffixes = (output.suffix,) if output.suffix else style.suffixes
+        files |= figure_files(output, [render_figure(name, collection, suffixes, style=style) for name in names])
+    return files
 
 
 def _check_output(output: Path, table_format: str | None, names: Sequence[str]) -> None:
@@ -120,7 +173,7 @@ def _check_output(output: Path, table_format: str | None, names: Sequence[str]) 
     if suffix in FIGURE_SUFFIXES and len(names) != 1:
         raise UsageError(f"{shown} holds one figure; name it: --figure NAME (--list shows them), or give a folder")
     if suffix and suffix not in FIGURE_SUFFIXES and names:
-        raise UsageError(f"{shown} holds no figure; give FILE.png, FILE.svg or a folder")
+        raise UsageError(f"{shown} holds no figure; give FILE.png, FILE.svg, FILE.pdf or a folder")
     if output.exists() and not output.is_dir():
         raise UsageError(f"{shown} is a file; name a folder")
     if output.is_dir() and any(output.iterdir()):
@@ -149,13 +202,13 @@ def as_text(collection: RunCollection, table_format: str, tags: Sequence[str]) -
     if table_format == "csv":
         return table.as_csv(collection, tags)
     render = {"terminal": table.as_terminal, "markdown": table.as_markdown, "latex": table.as_latex}[table_format]
-    return render(table.make_table(collection, tags))
+    return render(table.make_table(collection, tags, comparable=panel_key_function(collection)))
 
 
 def _write_folder(folder: Path, collection: RunCollection, tags: Sequence[str]) -> None:
     """Write the page, the table in every format, and every figure that the runs have the data for."""
-    pictures, left_out = render_figures(collection)
-    files = {folder / PAGE: make_page(collection, pictures, left_out).encode()}
+    pictures, left_out = render_figures(collection, for_page=True)
+    files = {folder / PAGE: make_page(collection, pictures, left_out, folder).encode()}
     for suffix, table_format in TABLE_SUFFIXES.items():
         chosen = table.all_tags(collection) if table_format == "csv" else tags
         files[folder / f"table{suffix}"] = as_text(collection, table_format, chosen).encode()
@@ -172,19 +225,21 @@ def _write(files: Mapping[Path, bytes]) -> None:
     print(*files, sep="\n")
 
 
-def make_page(collection: RunCollection, pictures: Sequence[RenderedFigure], left_out: Mapping[str, str]) -> str:
-    """Build the HTML page; its table has all tags, the default ones first. left_out: figure -> why it is omitted."""
-    tags = dict.fromkeys([*table.headline_tags(collection), *table.all_tags(collection)])
+def make_page(
+    collection: RunCollection, pictures: Sequence[RenderedFigure], left_out: Mapping[str, str], folder: Path
+) -> str:
+    """Build the HTML page. left_out: figure -> why it is omitted. folder: where the page will be."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("odebench.reporting", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
+    tables, data = page_data(collection, folder)
     return environment.get_template("page.html").render(
         title=f"Runs of {', '.join(folder.resolve().name for folder in collection.folders)}",
         command=shlex.join(["odebench", *sys.argv[1:]]),
         made=f"{datetime.now():%Y-%m-%d %H:%M}",
         notes=[notes.status_counts(collection), *notes.caveats(collection)],
-        table=table.make_table(collection, [*tags], with_notes=True),
-        published=notes.published_table(collection),
+        tables=tables,
+        data=data | {"figures": [one.inline.series for one in pictures if one.inline]},
         pictures=pictures,
         left_out=left_out.values(),
         reasons=dict(notes.failure_reasons(collection)),
@@ -192,30 +247,58 @@ def make_page(collection: RunCollection, pictures: Sequence[RenderedFigure], lef
 
 
 def render_figures(
-    collection: RunCollection, names: Iterable[str] = figures.FIGURES
+    collection: RunCollection,
+    names: Iterable[str] = figures.FIGURES,
+    suffixes: Sequence[str] = STYLES["screen"].suffixes,
+    for_page: bool = False,
 ) -> tuple[list[RenderedFigure], dict[str, str]]:
-    """Draw the figures that the runs have the data for; also returns name -> reason for the omitted ones."""
-    pictures, left_out = [], {}
+    """Draw the figures that the runs have the data for; also returns name -> reason for the omitted ones.
+
+    A series has the same style in all figures.
+    """
+    pictures, left_out, styles = [], {}, dict[str, int]()
     for name in names:
         try:
-            pictures.append(render_figure(name, collection))
+            pictures.append(render_figure(name, collection, suffixes, styles, for_page))
         except UsageError as error:
             left_out[name] = str(error)
     return pictures, left_out
 
 
-def render_figure(name: str, collection: RunCollection) -> RenderedFigure:
-    """Draw a figure as PNG and SVG. Raises UsageError if the runs lack the data."""
-    figure = figures.draw(name, collection)
-    with matplotlib.rc_context({"svg.hashsalt": name}):  # reproducible bytes
-        png, svg = io.BytesIO(), io.BytesIO()
-        figure.savefig(png, format="png", dpi=DPI)
-        figure.savefig(svg, format="svg", dpi=DPI, metadata={"Date": None})
-    return RenderedFigure(name, figures.FIGURES[name].description, png.getvalue(), svg.getvalue())
+def render_figure(
+    name: str,
+    collection: RunCollection,
+    suffixes: Sequence[str] = STYLES["screen"].suffixes,
+    line_styles: dict[str, int] | None = None,
+    for_page: bool = False,
+    style: FigureStyle = STYLES["screen"],
+) -> RenderedFigure:
+    """Draw a figure as files with these suffixes, and also for the page. Raises UsageError if the runs lack the data.
+
+    line_styles: the styles of `comparison_figure`.
+    """
+    files = {}
+    with matplotlib.rc_context({**style.rc, "svg.hashsalt": name}):  # a salt makes bytes reproducible
+        shown = figures.content(name, collection)
+        if isinstance(shown, Figure):
+            figure = shown
+            width, height = figure.get_size_inches()
+            scale = min(style.max_columns * style.panel_in[0] / width, 1.0)
+            figure.set_size_inches(scale * width, scale * height)
+        else:
+            columns = min(shown.columns, style.max_columns)
+            figure = comparison_figure(shown.panels, columns, line_styles, style.panel_in)
+        for suffix in suffixes:
+            metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(suffix)
+            file = io.BytesIO()
+            figure.savefig(file, format=suffix[1:], dpi=DPI, metadata=metadata)
+            files[suffix] = file.getvalue()
+    inline = inline_figure(name, figure, shown, row_numbers(collection)) if for_page else None
+    return RenderedFigure(name, figures.FIGURES[name].description, files, inline)
 
 
 def figure_files(output: Path, pictures: Sequence[RenderedFigure]) -> dict[Path, bytes]:
-    """Path -> content: NAME.png and NAME.svg of each figure in the folder ``output``, or one figure as this file."""
+    """Path -> content: the files of each figure in the folder ``output``, or one figure as this file."""
     if output.suffix:
-        return {output: getattr(pictures[0], output.suffix[1:])}
-    return {output / f"{one.name}{suffix}": getattr(one, suffix[1:]) for one in pictures for suffix in FIGURE_SUFFIXES}
+        return {output: pictures[0].files[output.suffix]}
+    return {output / f"{one.name}{suffix}": content for one in pictures for suffix, content in one.files.items()}

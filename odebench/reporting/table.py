@@ -5,7 +5,7 @@ import io
 import logging
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,19 +14,31 @@ import pandas
 from odebench.console import aligned
 from odebench.errors import UsageError, did_you_mean, split_names
 from odebench.record import layout
-from odebench.reporting.runs import RunCollection, RunGroup, collect_runs
+from odebench.reporting.formatting import (
+    BACKWARD,
+    DESCRIPTIONS,
+    EMPTY,
+    FORWARD,
+    MINUTES,
+    PARAMETERS,
+    PEAK_MIB,
+    STEP_MS,
+    better_of,
+    column_decimals,
+    column_title,
+    describe_tag,
+    display_scale,
+    display_unit,
+    format_number,
+    format_setting,
+    heading,
+    setting_headings,
+    tag_title,
+)
+from odebench.reporting.runs import Run, RunCollection, RunGroup, collect_runs
 
-PARAMETERS = "parameters"
-FORWARD, BACKWARD = "final/nfe_forward", "final/nfe_backward"
-PEAK_MIB, STEP_MS, MINUTES = "final/peak_mib", "final/step_ms", "final/minutes"
 # The columns that are shown by default after the objective.
 COSTS = (FORWARD, BACKWARD, PEAK_MIB, STEP_MS, MINUTES)
-EMPTY = "-"
-MAX_DECIMALS = 5  # above this, use a power of ten
-_DESCRIPTIONS = {
-    PARAMETERS: "number of trained parameters",
-    "runs": "completed runs, and all runs if some failed",
-}
 
 log = logging.getLogger(__name__)
 
@@ -53,18 +65,20 @@ def load_runs(folder: Path | str = "outputs") -> pandas.DataFrame:
 
 
 class Column(NamedTuple):
-    """A column; `description` explains the title."""
+    """A column; `description` explains the title. name: a short title for a terminal, "" for the same one."""
 
     title: str
     description: str = ""
     is_numeric: bool = True
+    name: str = ""
 
 
 class TableCell(NamedTuple):
-    """The text of a cell, and the value to sort by (NaN: empty)."""
+    """The text of a cell, and the value to sort by (NaN: empty). is_best: whether it is the best comparable value."""
 
     text: str
     value: float | str
+    is_best: bool = False
 
 
 # Title -> cell; a cell that is only a text is also sorted by it.
@@ -124,70 +138,63 @@ def chosen_tags(collection: RunCollection, requested: str | None) -> list[str]:
     return tags
 
 
-def make_table(collection: RunCollection, tags: Sequence[str], with_notes: bool = False) -> Table:
+def make_table(
+    collection: RunCollection,
+    tags: Sequence[str],
+    with_notes: bool = False,
+    comparable: Callable[[Run], Hashable] | None = None,
+) -> Table:
     """Make a table: for each group the varying settings, number of runs, mean and standard deviation of each tag.
 
     It begins with the names and tags of the runs, if they have any. with_notes: add their notes, which may be long.
+    comparable: returns the same key for runs whose results can be compared; the best of these are marked.
     """
     labels = [key for key in used_labels(collection) if with_notes or key != "notes"]
-    columns = [Column(column_title(key), key, is_numeric=False) for key in [*labels, *collection.varying_keys]]
-    columns.append(Column("runs", _DESCRIPTIONS["runs"]))
-    columns += [Column(tag_title(tag), describe_tag(tag)) for tag in tags]
+    keys = [*labels, *collection.varying_keys]
+    titles = setting_headings(keys)
+    columns = [Column(titles[key], key, is_numeric=False, name=column_title(key)) for key in keys]
+    columns.append(Column("runs", DESCRIPTIONS["runs"]))
+    columns += [Column(heading(tag), describe_tag(tag), name=tag_title(tag)) for tag in tags]
     rows = []
     for group in collection.groups:
         done, total = len(group.done_runs), len(group.runs)
         row = [TableCell(group.label(key) or EMPTY, group.label(key)) for key in labels]
         row += [TableCell(format_setting(value), _sort_value(value)) for value in group.varying_settings.values()]
         row.append(TableCell(f"{done}" if done == total else f"{done} of {total}", float(done)))
-        for tag in tags:
-            mean = group.mean(tag)
-            row.append(TableCell(format_value(tag, mean, group.std(tag)), display_scale(tag) * mean))
         rows.append(row)
+    classes = [comparable(group.runs[0]) if comparable else None for group in collection.groups]
+    for tag in tags:
+        cells = value_cells(tag, collection.groups)
+        for row, cell in zip(rows, mark_best(tag, cells, classes) if comparable else cells, strict=True):
+            row.append(cell)
     others = ", ".join(map(column_title, collection.other_differing_keys))
     return Table(columns, rows, others and f"also differ: {others} (--format csv has their values)")
+
+
+def value_cells(tag: str, groups: Sequence[RunGroup]) -> list[TableCell]:
+    """The cells of a tag's column, all with the same decimals if they are of similar size."""
+    scale = display_scale(tag)
+    numbers = [(scale * group.mean(tag), scale * group.std(tag)) for group in groups]
+    decimals = column_decimals(numbers)
+    if decimals is not None and display_unit(tag) in ("evaluations", "steps"):
+        decimals = min(decimals, 1)
+    return [TableCell(format_number(mean, std, decimals), mean) for mean, std in numbers]
+
+
+def mark_best(tag: str, cells: Sequence[TableCell], classes: Sequence[Hashable]) -> list[TableCell]:
+    """Mark the best of the cells in each class, unless all its values are equal."""
+    better = better_of(tag)
+    found: dict[Hashable, set[float]] = {}
+    for cell, kind in zip(cells, classes, strict=True):
+        if cell.text != EMPTY:
+            found.setdefault(kind, set()).add(float(cell.value))
+    best = {kind: better(values) for kind, values in found.items() if better and len(values) > 1}
+    return [cell._replace(is_best=cell.value == best.get(kind)) for cell, kind in zip(cells, classes, strict=True)]
 
 
 def used_labels(collection: RunCollection) -> list[str]:
     """Those of name, tags and notes that at least one run has."""
     return [key for key in layout.LABELS if any(run.settings.get(key) for run in collection.runs)]
-
-
-def column_title(key: str) -> str:
-    """The column title of a setting: ``model`` for model.name."""
-    return key.removesuffix(".name")
-
-
-def describe_tag(tag: str) -> str:
-    """The description of a tag."""
-    return _DESCRIPTIONS.get(tag) or (layout.TAGS[tag].description if tag in layout.TAGS else "")
-
-
-def display_scale(tag: str) -> float:
-    """The factor that converts stored to displayed values."""
-    return 100.0 if display_unit(tag) == "%" else 1.0
-
-
-def display_unit(tag: str) -> str:
-    """The unit of displayed values: fractions are displayed in percent."""
-    unit = layout.TAGS[tag].unit if tag in layout.TAGS else ""
-    return "%" if unit == "fraction" else unit
-
-
-def tag_title(tag: str) -> str:
-    """The column title of a tag, with a percent sign if it is a fraction."""
-    return tag + " (%)" * (display_unit(tag) == "%")
-
-
-def format_value(tag: str, mean: float, std: float = math.nan) -> str:
-    """Format a stored value of a tag as `format_number` does, in displayed units."""
-    return format_number(display_scale(tag) * mean, display_scale(tag) * std)
-
-
-def format_setting(value: Any) -> str:
-    """Format the value of a setting."""
-    if value is None:
-        return EMPTY
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _sort_value(value: Any) -> float | str:
@@ -196,46 +203,35 @@ def _sort_value(value: Any) -> float | str:
     return value if isinstance(value, float) else str(value)
 
 
-def format_number(mean: float, std: float = math.nan) -> str:
-    """Format mean ± std with two digits of std, or only the mean with four digits.
-
-    Small numbers have a power of ten: ``(1.60 ± 0.20)e-07``.
-    """
-    if not math.isfinite(mean):
-        return EMPTY
-    if not std > 1e-9 * abs(mean):  # one run, or runs that differ only by rounding
-        return f"{mean:,.0f}" if 1000 <= abs(mean) < 1e7 else f"{mean:.4g}"
-    if (digits := _digits(std)) <= MAX_DECIMALS:
-        return f"{mean:,.{digits}f} ± {std:,.{digits}f}"
-    power = math.floor(math.log10(max(abs(mean), std)))
-    mean, std = mean / 10.0**power, std / 10.0**power
-    return f"({mean:.{_digits(std)}f} ± {std:.{_digits(std)}f})e{power:+03d}"
-
-
-def _digits(std: float) -> int:
-    """The number of decimals that shows two digits of std."""
-    return max(1 - math.floor(math.log10(std)), 0)
-
-
 def as_terminal(table: Table) -> str:
     """Format for a terminal, with aligned columns; numbers are aligned to the right."""
     numeric = {place for place, column in enumerate(table.columns) if column.is_numeric}
-    return "\n".join([*aligned(table.texts, numeric), *([table.note] if table.note else []), ""])
+    texts = [[column.name or column.title for column in table.columns], *table.texts[1:]]
+    return "\n".join([*aligned(texts, numeric), *([table.note] if table.note else []), ""])
 
 
 def as_markdown(table: Table) -> str:
-    """Format as a GitHub Markdown table."""
-    header, *rows = [[" ".join(text.replace("|", "\\|").split()) for text in row] for row in table.texts]
+    """Format as a GitHub Markdown table, the best values in bold."""
+    texts = [[" ".join(text.replace("|", "\\|").split()) for text in row] for row in table.texts]
+    header, *rows = _emphasised(table, texts, "**{}**")
     rule = ["---:" if column.is_numeric else "---" for column in table.columns]
     return "".join(f"| {' | '.join(row)} |\n" for row in [header, rule, *rows]) + (table.note and f"\n{table.note}\n")
 
 
 def as_latex(table: Table) -> str:
-    """Format as a LaTeX tabular with booktabs."""
-    header, *rows = [" & ".join(map(_escape, row)) + r" \\" for row in table.texts]
+    """Format as a LaTeX tabular with booktabs, the best values in bold."""
+    texts = [[_escape(text) for text in row] for row in table.texts]
+    header, *rows = [" & ".join(row) + r" \\" for row in _emphasised(table, texts, r"\textbf{{{}}}")]
     places = "".join("r" if column.is_numeric else "l" for column in table.columns)
     lines = [rf"\begin{{tabular}}{{{places}}}", r"\toprule", header, r"\midrule", *rows, r"\bottomrule"]
     return "\n".join([*lines, r"\end{tabular}", *([f"% {table.note}"] if table.note else []), ""])
+
+
+def _emphasised(table: Table, texts: Sequence[Sequence[str]], form: str) -> list[list[str]]:
+    """The texts, a header and rows, with `form` around the best values."""
+    marked = [[form.format(text) if cell.is_best else text for cell, text in zip(row, words, strict=True)]
+              for row, words in zip(table.rows, texts[1:], strict=True)]  # fmt: skip
+    return [list(texts[0]), *marked]
 
 
 def _escape(text: str) -> str:

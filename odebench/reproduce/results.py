@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from odebench.config.schema.quantities import higher_is_better
 from odebench.reporting.figures import OUTPUT_ERROR
+from odebench.reporting.formatting import BACKWARD, FORWARD, MINUTES
 from odebench.reporting.published import NFE_RATIO, training_fraction
 from odebench.reporting.runs import Row, Run, RunCollection, RunGroup, mean_and_std, number, read_evaluations, read_rows
-from odebench.reporting.table import BACKWARD, FORWARD, MINUTES, num_seeds
+from odebench.reporting.table import num_seeds
 from odebench.reproduce import catalogue
 from odebench.reproduce.verdicts import Measurement
 from odebench.sweep.attempts import read_status

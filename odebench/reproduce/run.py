@@ -17,9 +17,10 @@ from odebench.errors import STOPPED, UsageError, unknown_name
 from odebench.record.files import file_lock, write_atomically
 from odebench.record.layout import FIGURES
 from odebench.reporting import notes
+from odebench.reporting.formatting import EMPTY
 from odebench.reporting.report import figure_files, render_figures
 from odebench.reporting.runs import collect_runs
-from odebench.reporting.table import EMPTY, Table, as_markdown, as_terminal
+from odebench.reporting.table import Table, as_markdown, as_terminal
 from odebench.reproduce.catalogue import FULL_BUDGET, Reproduction, committed_results, find_reproduction, reproductions
 from odebench.reproduce.results import (
     RowResult,

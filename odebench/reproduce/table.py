@@ -5,16 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from odebench.reporting.formatting import EMPTY, MINUTES, display_scale, format_value, tag_title
 from odebench.reporting.published import PublishedValue, read_published
-from odebench.reporting.table import (
-    EMPTY,
-    MINUTES,
-    Table,
-    csv_text,
-    display_scale,
-    format_value,
-    tag_title,
-)
+from odebench.reporting.table import Table, csv_text
 from odebench.reproduce.catalogue import DEFAULT_MARGIN, Reproduction
 from odebench.reproduce.results import RowResult
 from odebench.reproduce.verdicts import Measurement, Verdict, judge_pair, judge_published

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from odebench.config.schema.quantities import higher_is_better
+from odebench.reporting.formatting import MINUTES, PARAMETERS, PEAK_MIB, format_number, format_value
 from odebench.reporting.published import PublishedValue, format_percent, is_partial_budget
 from odebench.reporting.runs import mean_and_std
-from odebench.reporting.table import MINUTES, PARAMETERS, PEAK_MIB, format_number, format_value
 
 CONFIDENCE = 0.95
 Z = 1.959963984540054  # half-width of a normal interval, in standard deviations

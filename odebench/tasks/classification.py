@@ -14,7 +14,6 @@ from odebench.config.settings import Settings
 from odebench.data import ImageData, ImageSplit, batch_generator, batch_indices, random_crop, to_float
 from odebench.ode import Stats
 from odebench.plots.confusion import confusion_matrix
-from odebench.plots.curves import step_sizes
 from odebench.tasks.build import build_model
 from odebench.tasks.task import Loss, Task
 
@@ -110,17 +109,11 @@ class ClassificationTask(Task):
 
     @torch.no_grad()
     def figures(self) -> dict[str, Figure]:
-        """Draw the confusion matrix of the validation images, and the steps of one solve over a batch of them."""
+        """Draw the confusion matrix of the validation images."""
         rows = self.predict("validation")
         counts = np.zeros((self._data.num_classes,) * 2, dtype=int)
         np.add.at(counts, (rows["label"], rows["prediction"]), 1)
-        figures = {"confusion": confusion_matrix(counts)}
-        images, _ = next(self._batches(self._splits["validation"]))
-        _, solves = self._evaluate(self.model.eval(), images)
-        if solves and solves[0].step_sizes:  # per-sample stepping stores no step sizes
-            sizes = solves[0].step_sizes
-            figures["step_sizes"] = step_sizes(np.cumsum([solves[0].start, *sizes[:-1]]), sizes)
-        return figures
+        return {"confusion": confusion_matrix(counts)}
 
     def _evaluate(self, model: nn.Module, images: Tensor) -> tuple[Tensor, tuple[Stats, ...]]:
         """Return the logits (bfloat16 is converted to float32) and the statistics of the solves."""

@@ -206,4 +206,4 @@ def measure_training_step(training: TrainingState, writer: RunWriter | NullRunWr
         log.warning("memory, FLOPs and step sizes were not measured after step %d: %s", progress.step, error)
         return
     writer.log(progress.step, metrics)
-    writer.write_step_sizes([stats.step_sizes for stats in solves], [stats.start for stats in solves], progress.step)
+    writer.write_step_sizes(solves, progress.step)

@@ -26,11 +26,14 @@ from odebench.config.settings import Settings, run_name
 from odebench.config.warnings import probable_mistakes, without_effect
 from odebench.console import print_results
 from odebench.errors import DIVERGED, DONE, FAILED, STOPPED, WRONG_USAGE, Diverged, UsageError, did_you_mean
+from odebench.plots.comparison import comparison_figure
 from odebench.plots.curves import training_curves
+from odebench.plots.step_sizes import step_size_panel
 from odebench.record import layout, manifest
 from odebench.record.files import check_folder_can_be_made, file_lock, make_folder
 from odebench.record.profiling import MIB
 from odebench.record.reader import RunRecord, has_checkpoint, read_metrics, read_run
+from odebench.record.steps import read_longest_solve
 from odebench.record.writer import (
     NullRunWriter,
     RunWriter,
@@ -350,6 +353,9 @@ def _test_and_summarise(training: TrainingState, settings: Settings, writer: Run
         "final/minutes": writer.elapsed_s / 60,
     }
     figures = {"curves": training_curves(rows), **task.figures()} if settings.trainer.figures else {}
+    if figures and (steps := read_longest_solve(folder)):
+        lines = {"accepted steps": (steps.start, steps.sizes, steps.rejected)}
+        figures["step_sizes"] = comparison_figure([step_size_panel(settings.model.name, steps.place, lines)])
     for name, figure in figures.items():
         writer.write_figure(name, figure, progress.step)
     writer.log(progress.step, {f"test/{name}": x for name, x in test.items() if layout.is_tag(f"test/{name}")})

@@ -25,6 +25,25 @@ def test_a_label_has_one_style_and_one_legend_entry():
     assert legend(figure) == ["two", "one"]
 
 
+def test_a_series_has_one_style_in_several_figures_and_others_differ():
+    styles = {}
+    first = comparison_figure([Panel("a", "x", "y", [line("one", [1], [1]), line("two", [1], [2])])], styles=styles)
+    second = comparison_figure([Panel("a", "x", "y", [line("three", [1], [1]), line("two", [1], [2])])], styles=styles)
+    looks = [{label: one.get_color() for label, one in named(figure.axes[0]).items()} for figure in (first, second)]
+    assert looks[0]["two"] == looks[1]["two"]
+    assert len({*looks[0].values(), *looks[1].values()}) == 3
+
+
+def test_lines_behind_others_are_wider_with_rings():
+    x, y = [1, 2, 3], [1, 3, 2]
+    lines = [line("one", x, y), line("same", x, y), line("other", x, [5, 6, 7])]
+    drawn = named(comparison_figure([Panel("t", "x", "y", lines)]).axes[0])
+    assert drawn["same"].get_linewidth() > drawn["one"].get_linewidth() == drawn["other"].get_linewidth()
+    assert drawn["same"].get_zorder() < drawn["one"].get_zorder()
+    assert drawn["same"].get_markersize() > drawn["one"].get_markersize()
+    assert drawn["same"].get_fillstyle() == "none"
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_long_label_is_not_cut_off(count):
     label = "published, test: latent ODE (ODE-RNN encoder), interpolation, 10 % observed, 0.0036 (Rubanova et al. 2019)"

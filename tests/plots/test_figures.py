@@ -6,8 +6,10 @@ import pytest
 from matplotlib.figure import Figure
 
 from odebench.plots import style
+from odebench.plots.comparison import comparison_figure
 from odebench.plots.confusion import confusion_matrix
-from odebench.plots.curves import step_sizes, training_curves
+from odebench.plots.curves import training_curves
+from odebench.plots.step_sizes import REJECTED, step_size_panel
 
 ROWS: list[dict[str, Any]] = [
     {
@@ -76,13 +78,18 @@ def test_a_confusion_matrix_shows_the_error_rate_and_each_count():
         confusion_matrix(np.zeros((2, 3)))
 
 
-def test_steps_cover_the_time_they_take():
-    (axes,) = step_sizes([0.0, 0.1], [0.1, 0.9]).axes
-    steps: Any = axes.collections[0]
-    assert [segment.tolist() for segment in steps.get_segments()] == [
-        [[0.0, 0.1], [0.1, 0.1]],
-        [[0.1, 0.9], [1.0, 0.9]],
-    ]
+def test_steps_are_intervals_and_rejected_steps_are_marked():
+    panel = step_size_panel("odenet", "", {"adjoint": (0.0, [0.1, 0.9], [(0.1, 1.5)]), "backprop": (0.0, [1.0], [])})
+    (axes,) = comparison_figure([panel]).axes
+    lines = {line.get_label(): line for line in axes.lines}
+    x, y = lines["adjoint"].get_data()
+    np.testing.assert_equal(x, [0.0, 0.1, np.nan, 0.1, 1.0, np.nan])
+    np.testing.assert_equal(y, [0.1, 0.1, np.nan, 0.9, 0.9, np.nan])
+    assert lines["backprop"].get_xdata()[1] == 1.0
+    rejected = lines[REJECTED]
+    assert (rejected.get_marker(), rejected.get_linestyle(), *rejected.get_xdata()[:2]) == ("x", ":", 0.1, 1.6)
+    assert axes.get_xlim()[1] > 1.6
+    assert axes.get_title(loc="left") == "odenet: step sizes of the solve of a training\nbatch"
 
 
 @pytest.mark.parametrize(
@@ -92,8 +99,9 @@ def test_steps_cover_the_time_they_take():
         pytest.param(lambda: training_curves([]), id="no curves"),
         pytest.param(lambda: confusion_matrix(np.zeros((3, 3), dtype=int)), id="no counts"),
         pytest.param(lambda: confusion_matrix(np.eye(30, dtype=int)), id="30"),
-        pytest.param(lambda: step_sizes([], []), id="no steps"),
-        pytest.param(lambda: step_sizes([1.0, 0.5], [-0.5, -0.5]), id="back in time"),
+        pytest.param(
+            lambda: comparison_figure([step_size_panel("cnf", "", {"": (1.0, [-0.5, -0.5], [])})]), id="back in time"
+        ),
     ],
 )
 def test_every_figure_is_drawn_without_a_warning_and_labels_its_axes(tmp_path, figure):

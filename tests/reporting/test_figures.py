@@ -106,12 +106,18 @@ def test_costs_have_a_panel_for_each_data_set(name, record, runs):
     assert sorted(titles) == ["mnist5k", "two_circles"]
 
 
-def test_step_sizes_have_one_panel_per_model(record, runs, points):
+def intervals(line):
+    """Start, end and height of the intervals that a line draws."""
+    x, y = line.get_data()
+    return [*zip(x[::3], x[1::3], y[::3], strict=True)]
+
+
+def test_step_sizes_have_one_panel_per_model(record, runs):
     for model, sizes in (("odenet", [0.5, 0.5]), ("cnf", [-5.0, -4.0])):
         (record(model__name=model) / "steps.json").write_text(json.dumps({"solves": [sizes]}))
     cnf, odenet = figures.draw("step-sizes", collect_runs([runs])).axes
-    assert [*points(cnf).values()] == [[(0.0, 5.0), (-5.0, 4.0)]]
-    assert [*points(odenet).values()] == [[(0.0, 0.5), (0.5, 0.5)]]
+    assert [*map(intervals, cnf.lines)] == [[(0.0, -5.0, 5.0), (-5.0, -9.0, 4.0)]]
+    assert [*map(intervals, odenet.lines)] == [[(0.0, 0.5, 0.5), (0.5, 1.0, 0.5)]]
 
 
 def test_evaluations_have_one_line_per_gradient_mode(record, runs, points):
@@ -238,17 +244,18 @@ def test_figure_4_shows_the_divergence_from_each_target_by_the_size_of_the_model
 
 
 def test_step_sizes_are_those_of_the_longest_solve_at_its_own_times(record, runs):
-    steps = {"solves": [[1.0], [-5.0, -2.5, -2.5]], "starts": [0.0, 10.0]}
+    steps = {"solves": [[1.0], [-5.0, -2.5, -2.5]], "starts": [0.0, 10.0], "rejected": [[], [[5.0, -5.0]]]}
     (record() / "steps.json").write_text(json.dumps(steps))
     (axes,) = figures.draw("step-sizes", collect_runs([runs])).axes
-    assert axes.lines[0].get_xydata().tolist() == [[10.0, 5.0], [5.0, 2.5], [2.5, 2.5]]
-    assert axes.get_title(loc="left").endswith("step sizes of solve 2 of 2")
-    assert axes.get_xlabel() == "t where a step starts (time of the ODE)"
+    assert intervals(axes.lines[0]) == [(10.0, 5.0, 5.0), (5.0, 2.5, 2.5), (2.5, 0.0, 2.5)]
+    assert (axes.lines[1].get_label(), intervals(axes.lines[1])) == ("rejected steps", [(5.0, 0.0, 5.0)])
+    assert "step sizes of solve 2 of 2" in axes.get_title(loc="left")
+    assert axes.get_xlabel() == "t (time of the ODE)"
 
 
-def test_step_sizes_start_where_the_step_before_ends(corpus, points):
+def test_step_sizes_start_where_the_step_before_ends(corpus):
     (axes,) = figures.draw("step-sizes", collect_runs([corpus])).axes
-    assert [*points(axes).values()] == [[(0.0, 0.25), (0.25, 0.5), (0.75, 0.25)]]
+    assert [*map(intervals, axes.lines)] == [[(0.0, 0.25, 0.25), (0.25, 0.75, 0.5), (0.75, 1.0, 0.25)]]
     assert axes.get_xlabel().startswith("t since the start of the solve")  # older records lack it
 
 

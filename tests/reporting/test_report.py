@@ -2,12 +2,14 @@
 
 import base64
 import csv
+import json
 import math
 import re
 import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
 import pytest
 
@@ -26,6 +28,15 @@ def report(capsys):
         return code, *capsys.readouterr()
 
     return run
+
+
+def page_data(page):
+    """The data of a page's script."""
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page)[1])
+
+
+def column(table, key):
+    return next(one for one in table["columns"] if one["key"] == key)
 
 
 class Outside(HTMLParser):
@@ -85,14 +96,12 @@ def test_a_page_is_self_contained_and_escapes_names(report, record, runs, tmp_pa
     outside = Outside()
     outside.feed(page)
     assert not outside.found
-    assert not re.search(r"https?://|url\(", page)
-    assert "&lt;b&gt;odenet" in page
+    assert not re.search(r"https?://|url\((?!#)", page)
+    assert "<b>odenet" not in page
     assert "<script>alert" not in page
-    pictures = re.findall(r'<img alt="[^"]+" src="data:image/svg\+xml;base64,([^"]+)"', page)
-    assert len(pictures) == 2
-    assert all(b"<svg" in base64.b64decode(picture) for picture in pictures)
+    assert {"<b>odenet</b>", "mlp"} == set(column(page_data(page)["tables"][0], "model.name")["texts"])
+    assert len(re.findall(r'<figure role="img" aria-label="[^"]+"><svg', page)) == len(page_data(page)["figures"]) == 2
     assert "figure pareto needs two settings" in page
-    assert "also differ" not in page
 
 
 def test_a_page_lists_differing_settings_and_one_line_names_omitted_figures(report, record, runs, tmp_path):
@@ -103,7 +112,7 @@ def test_a_page_lists_differing_settings_and_one_line_names_omitted_figures(repo
     assert err.count("\n") == 1
     assert "figures omitted: result-nfe, result-training, nfe-tolerance" in err
     page = (tmp_path / "new" / "report.html").read_text()
-    assert '<p class="note">also differ: trainer.batch_size' in page
+    assert column(page_data(page)["tables"][0], "trainer.batch_size")["texts"] == ["128", "64"]
     assert "figure nfe-tolerance needs two tolerances" in page
 
 
@@ -115,6 +124,31 @@ def test_a_figure_is_written_to_the_given_file_or_folder(report, corpus, tmp_pat
     assert {path.name for path in (tmp_path / "figures").iterdir()} == {
         f"{name}.{suffix}" for name in ("time-nfe", "step-sizes") for suffix in ("png", "svg")
     }
+
+
+@pytest.mark.slow
+def test_a_figure_for_a_paper_is_a_pdf_and_an_svg_of_its_width(report, corpus, tmp_path):
+    heights = []
+    for style, width_in in (("paper", 5.5), ("paper-column", 3.25)):
+        folder = tmp_path / style
+        assert report(corpus, "--figure", "pareto", "--style", style, "--output", folder)[0] == 0
+        assert (folder / "pareto.pdf").read_bytes().startswith(b"%PDF")
+        svg = (folder / "pareto.svg").read_text()
+        assert float(re.search(r'width="([\d.]+)pt"', svg)[1]) == pytest.approx(72 * width_in)
+        heights.append(float(re.search(r'height="([\d.]+)pt"', svg)[1]))
+    assert heights[0] < heights[1]  # three panels in two rows, and in three
+
+
+def test_the_numbers_behind_a_figure_are_written(report, corpus, tmp_path):
+    data = tmp_path / "new" / "numbers.csv"
+    assert report(corpus, "--figure", "result-nfe", "--data", data) == (0, f"{data}\n", "")
+    rows = list(csv.DictReader(data.read_text().splitlines()))
+    first = next(row for row in rows if row["series"] == "adjoint" and row["point"] == "1e-2")
+    assert (first["panel"], first["x_name"]) == ("mnist: result against NFE", "forward NFE of a training step")
+    assert (float(first["x"]), float(first["y"])) == (20.5, pytest.approx(92.05))
+    assert float(first["y_std"]) == pytest.approx(100 * 0.001 / math.sqrt(2))
+    assert first["run"] == str(corpus / "000")
+    assert rows[-1]["series"].startswith("published, test")
 
 
 def test_the_figures_are_listed_without_a_folder(report):
@@ -129,11 +163,16 @@ def test_the_figures_are_listed_without_a_folder(report):
         ([], "no folder given"),
         (["RUNS", "--figure", "paretto"], "did you mean pareto"),
         (["RUNS", "--figure", "pareto"], "add --output"),
+        (["RUNS", "--figure", "pareto", "--style", "papr", "--output", "new"], "did you mean paper"),
+        (["RUNS", "--style", "paper"], "--style is for figures; add --figure"),
+        (["RUNS", "--data", "a.csv"], "--data is for figures; add --figure"),
+        (["RUNS", "--figure", "pareto,time-nfe", "--data", "a.csv"], "holds the numbers of one figure"),
+        (["RUNS", "--figure", "pareto", "--data", "a.txt"], "name a new file that ends with .csv"),
         (["RUNS", "--figure", "pareto", "--output", "new"], "figure pareto needs two settings"),
         (["RUNS", "--figure", "pareto,time-nfe", "--output", "a.png"], "holds one figure"),
         (["RUNS", "--output", "a.png"], "name it: --figure"),
         (["RUNS", "--figure", "pareto", "--output", "a.md"], "holds no figure"),
-        (["RUNS", "--output", "a.pdf"], "unknown suffix; end the name of a file with"),
+        (["RUNS", "--output", "a.eps"], "unknown suffix; end the name of a file with"),
         (["RUNS", "--format", "cvs"], "did you mean csv"),
         (["RUNS", "--format", "csv", "--output", "a.md"], "--output FILE.csv"),
         (["RUNS", "--split", "tets"], "did you mean test"),
@@ -216,26 +255,116 @@ def test_a_real_training_is_reported(report, train, capsys, tmp_path):
     assert report(folder, "--figure", "nfe-training", "--output", tmp_path / "nfe.svg")[0] == 0
 
 
+def test_a_page_has_a_table_for_each_task_with_its_best_setting(report, record, runs, tmp_path):
+    for tol, accuracy, nfe in ((1e-2, 0.95, 20), (1e-3, 0.97, 30.5)):
+        record(tol=tol, summary={"best/accuracy": accuracy, "final/nfe_forward": nfe}, arguments=[f"tol={tol}"])
+    record(task="density", model__name="cnf", trainer__objective="val/nll_nats", status="failed", message="no memory")
+    assert report(runs, "--output", tmp_path / "page.html")[0] == 0
+    page = (tmp_path / "page.html").read_text()
+    best = "Best on mnist5k: <b>tol 0.001</b>: validation accuracy 97 %, test accuracy 94 %, NFE forward 30.5, NFE"
+    assert best in page
+    data = page_data(page)
+    images, densities = data["tables"]
+    assert (images["title"], densities["title"]) == ("classification", "density")
+    assert sum(one["shown"] for one in images["columns"]) <= 10
+    assert column(images, "final/nfe_forward")["texts"] == ["30.5", "20.0"]
+    assert (column(images, "best/accuracy")["title"], column(images, "best/accuracy")["best"]) == (
+        "validation accuracy (%)",
+        [0],
+    )
+    assert images["columns"][images["sort"]]["key"] == "best/accuracy"
+    assert images["down"]
+    (run,) = data["runs"][images["ids"][0]]
+    assert run["command"] == "odebench train tol=0.001"
+    assert (tmp_path / run["folder"] / "settings.yaml").exists()
+    assert data["runs"][densities["ids"][0]][0]["message"] == "no memory"
+
+
+# Each line of a test page's script adds one value to its list of results.
+SCRIPT = """
+const shown = title => {
+  const titles = [...document.querySelectorAll("#table-0 thead tr:first-child th")];
+  const at = titles.findIndex(th => th.textContent === title);
+  return [...document.querySelectorAll("#table-0 tr[data-row]")].map(row => row.cells[at].textContent);
+};
+const button = text => [...document.querySelectorAll("#table-0 button")].find(one => one.textContent === text);
+const type = (field, text) => { field.value = text; field.dispatchEvent(new Event("input")); };
+const search = document.querySelector("#table-0 input[type=search]");
+const results = {};
+results.first = shown("tol");
+button("validation accuracy (%)").click();
+results.reversed = shown("tol");
+results.bold = [...document.querySelectorAll("#table-0 td.best")].map(cell => cell.textContent);
+type(search, "TOL 0.01");
+results.filtered = [shown("tol"), document.querySelector("#table-0 .count").textContent];
+type(search, "");
+button("Ranges").click();
+type(document.querySelector("#table-0 input[aria-label='min validation accuracy (%)']"), "94");
+results.limited = shown("tol");
+results.csv = tables[0].download();
+const labels = [...document.querySelectorAll("#table-0 .picker label")];
+const box = labels.find(one => one.textContent.trim() === "batch size");
+box.querySelector("input").click();
+results.added = shown("batch size");
+document.querySelector("#table-0 tr[data-row]").click();
+results.panel = document.getElementById("panel-0").textContent;
+document.dispatchEvent(new KeyboardEvent("keydown", {key: "Escape"}));
+results.closed = document.getElementById("panel-0").textContent;
+const svg = document.querySelector("figure svg"), [series] = figures[0].series;
+const at = new DOMPoint(series.px[0], series.py[0]).matrixTransform(svg.getScreenCTM());
+const mouse = name => svg.dispatchEvent(new MouseEvent(name, {clientX: at.x, clientY: at.y, bubbles: true}));
+mouse("mousemove");
+results.hovered = tip.textContent;
+mouse("click");
+results.highlighted = [svg.querySelectorAll(".ring").length, selected === series.rows[0]];
+const isRight = (one, line) => one.artists[line.id][0].matches(".dim") === !line.rows.includes(selected);
+results.dimmed = figures.map(one => one.series.map(line => isRight(one, line)));
+document.body.append(make("pre", {id: "results", textContent: btoa(encodeURIComponent(JSON.stringify(results)))}));
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.browser
-def test_a_click_on_a_title_sorts_the_table_and_a_second_one_reverses_it(report, record, runs, tmp_path):
-    for tol, accuracy in ((1e-2, 0.9), (1e-3, None), (1e-4, 0.08), (1e-5, 0.95)):
-        record(tol=tol, summary={"best/accuracy": accuracy})
+def test_a_page_sorts_filters_and_shows_runs_in_a_browser(report, record, runs, tmp_path):
+    for number, (tol, accuracy) in enumerate(((1e-2, 0.9), (1e-3, None), (1e-4, 0.08), (1e-5, 0.95))):
+        summary = {"best/accuracy": accuracy}
+        batch_size = 32 if number else 64
+        record(tol=tol, summary=summary, model__width=number, trainer__batch_size=batch_size, arguments=[f"tol={tol}"])
     page = tmp_path / "page.html"
     assert report(runs, "--output", page)[0] == 0
-    text = page.read_text()
-    order = {}
-    for clicks in (1, 2):
-        click = "[...document.querySelectorAll('th button')].find(b => b.textContent === 'best/accuracy (%)').click();"
-        page.write_text(text.replace("</body>", f"<script>{clicks * click}</script></body>"))
-        browser = [shutil.which("chromium"), "--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom"]
-        done = subprocess.run(
-            [*browser, f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
-        body = done.stdout[done.stdout.index("<tbody>") : done.stdout.index("</tbody>")]
-        order[clicks] = re.findall(r"<tr><td[^>]*>([^<]+)<", body)
-    assert order == {1: ["0.0001", "0.01", "1e-05", "0.001"], 2: ["1e-05", "0.01", "0.0001", "0.001"]}
+    results = in_browser(page, SCRIPT)
+    assert results["first"] == ["1e-05", "0.01", "0.0001", "0.001"]
+    assert results["reversed"] == ["0.0001", "0.01", "1e-05", "0.001"]
+    assert results["bold"] == ["95"]
+    assert results["filtered"] == [["0.01"], "1 of 4 rows"]
+    assert results["limited"] == ["1e-05"]
+    (row,) = csv.DictReader(results["csv"].splitlines())
+    assert (row["tol"], row["best/accuracy"], row["trainer.batch_size"]) == ("0.00001", "0.95", "32")
+    assert results["added"] == ["32"]
+    assert "odebench train tol=1e-05" in results["panel"]
+    assert str(runs / "003") in results["panel"]
+    assert results["closed"] == ""
+    settings, *_ = page_data(page.read_text())["figures"][0]
+    first = settings["rows"][0]
+    tol = column(page_data(page.read_text())["tables"][0], "tol")["texts"][first]
+    assert f"forward NFE of a training step: {settings['x'][0]:g}" in results["hovered"]
+    assert f"tol: {tol}" in results["hovered"]
+    assert results["highlighted"] == [1, True]
+    assert all(map(all, results["dimmed"]))
+    assert len(results["dimmed"]) > 3
+
+
+def in_browser(page, script):
+    """Run a script on a page in Chromium; returns the JSON that it puts, as base64, into the element `results`."""
+    tested = page.with_name("tested.html")
+    tested.write_text(page.read_text().replace("</body>", f"<script>{script}</script></body>"))
+    browser = [shutil.which("chromium"), "--headless=new", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    done = subprocess.run(
+        [*browser, f"--user-data-dir={page.parent / 'profile'}", tested.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    found = re.search(r'<pre id="results">([^<]+)<', done.stdout)
+    return json.loads(unquote(base64.b64decode(found[1]).decode()))

@@ -7,7 +7,8 @@ import pytest
 
 import odebench
 from odebench.errors import UsageError
-from odebench.reporting import notes, table
+from odebench.reporting import formatting, notes, table
+from odebench.reporting.lines import panel_key_function
 from odebench.reporting.runs import collect_runs
 
 
@@ -28,7 +29,57 @@ from odebench.reporting.runs import collect_runs
     ],
 )
 def test_numbers_are_formatted_with_two_digits_of_std(mean, std, text):
-    assert table.format_number(mean, std) == text
+    assert formatting.format_number(mean, std) == text
+
+
+@pytest.mark.parametrize(
+    ("numbers", "texts"),
+    [
+        ([29, 30.8], ["29.0", "30.8"]),
+        ([0.05, 12.3, math.nan], ["0.05", "12.30", "-"]),
+        ([3642, 208266], ["3,642", "208,266"]),
+        ([0, 13], ["0", "13"]),
+        ([1e-9, 1], ["1e-09", "1"]),
+        ([3e10, 2e7], ["3e+10", "2e+07"]),
+        ([97.123, 95], ["97.12", "95.00"]),
+    ],
+)
+def test_numbers_of_a_column_have_the_same_decimals_unless_they_differ_much(numbers, texts):
+    decimals = formatting.column_decimals([(number, math.nan) for number in numbers])
+    assert [formatting.format_number(number, decimals=decimals) for number in numbers] == texts
+
+
+@pytest.mark.parametrize(
+    ("tag", "title"),
+    [
+        ("best/accuracy", "validation accuracy (%)"),
+        ("final/test_nll_nats", "test NLL (nats)"),
+        ("final/nfe_forward", "NFE forward"),
+        ("final/peak_mib", "peak memory (MiB)"),
+        ("final/train_loss", "last training loss"),
+    ],
+)
+def test_headings_are_readable_and_have_units(tag, title):
+    assert formatting.heading(tag) == title
+
+
+def test_the_best_of_comparable_values_is_bold_in_markdown_and_latex(record, runs):
+    for data, accuracies in (("mnist5k", (0.95, 0.97)), ("mnist", (0.5, 0.5))):
+        for accuracy, nfe in zip(accuracies, (20, 30.5), strict=True):
+            record(data__name=data, tol=accuracy / nfe, summary={"best/accuracy": accuracy, "final/nfe_forward": nfe})
+    collection = collect_runs([runs])
+    tags = ["best/accuracy", "final/nfe_forward", "parameters"]
+    made = table.make_table(collection, tags, comparable=panel_key_function(collection))
+    rows = [line.split(" | ")[-3:] for line in table.as_markdown(made).splitlines()]
+    assert rows[0] == ["validation accuracy (%)", "NFE forward", "parameters |"]
+    assert sorted(row[:2] for row in rows[2:]) == [
+        ["**97**", "30.5"],
+        ["50", "**20.0**"],
+        ["50", "30.5"],
+        ["95", "**20.0**"],
+    ]
+    assert r"\textbf{97} & 30.5" in table.as_latex(made)
+    assert "*" not in table.as_terminal(made)
 
 
 def test_a_row_has_settings_runs_and_values_with_fractions_in_percent(record, runs):
@@ -39,9 +90,9 @@ def test_a_row_has_settings_runs_and_values_with_fractions_in_percent(record, ru
     collection = collect_runs([runs])
     made = table.make_table(collection, ["best/accuracy", "final/nfe_forward"])
     assert made.texts == [
-        ["solver", "tol", "gradient", "runs", "best/accuracy (%)", "final/nfe_forward"],
+        ["solver", "tol", "gradient", "runs", "validation accuracy (%)", "NFE forward"],
         ["dopri5", "0.01", "adjoint", "2 of 3", "96.0 ± 1.4", "20"],
-        ["none", "-", "backprop", "1", "95", "-"],
+        ["none", "-", "backprop", "1", "95.0", "-"],
     ]
 
 

@@ -116,11 +116,11 @@ def test_results_are_compared_with_published_values(new_calls, tmp_path, capsys,
     assert "published: Chen et al. 2018, Table 1, recalled" in capsys.readouterr().out
 
 
-def render_figure(name, collection):
+def render_figure(name, *_):
     """Fake: drawing takes seconds."""
     if name == "nfe-training":
         raise UsageError("no rows")
-    return RenderedFigure(name, "", png=b"png", svg=b"svg")
+    return RenderedFigure(name, "", {".png": b"png", ".svg": b"svg"})
 
 
 def test_evaluations_run_once_and_fill_their_rows(new_calls, tmp_path, monkeypatch):

@@ -1,0 +1,194 @@
+"""The HTML page of a report: a table for each task, published values, figures, and a panel for each run."""
+
+import dataclasses
+import math
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from odebench.record import layout
+from odebench.record.files import read_if_exists
+from odebench.reporting import notes, table
+from odebench.reporting.formatting import (
+    BACKWARD,
+    EMPTY,
+    FORWARD,
+    MINUTES,
+    PARAMETERS,
+    PEAK_MIB,
+    STEP_MS,
+    better_of,
+    describe_tag,
+    display_scale,
+    format_setting,
+    heading,
+    name_and_unit,
+    setting_headings,
+)
+from odebench.reporting.lines import group_label, label_keys, panel_key_function
+from odebench.reporting.runs import Run, RunCollection, RunGroup
+from odebench.reporting.table import TableCell
+
+# Columns that a table shows at first; the settings that vary take at most half of them.
+MAX_SHOWN = 10
+# The order of the costs, the most important first.
+COSTS = (FORWARD, BACKWARD, PEAK_MIB, MINUTES, STEP_MS, PARAMETERS)
+
+Json = dict[str, Any]
+
+
+def page_data(collection: RunCollection, folder: Path) -> tuple[list[Json], Json]:
+    """What the page's script shows: its tables, and for each row number the runs. folder: where the page will be."""
+    numbers = row_numbers(collection)
+    tasks = dict.fromkeys(str(run.settings.get("task")) for run in collection.runs)
+    tables = []
+    for task in tasks:
+        runs = [run for run in collection.runs if str(run.settings.get("task")) == task]
+        part = dataclasses.replace(collection, runs=runs)
+        ids = [numbers[str(group.runs[0].path)] for group in part.groups]
+        tables.append(_task_table(part, task) | {"ids": ids})
+    if published := notes.published_table(collection):
+        columns = [
+            _column(column.title, column.title, cells, column.is_numeric, shown=True)
+            for column, cells in zip(published.columns, zip(*published.rows, strict=True), strict=True)
+        ]
+        tables.append({"title": "published", "heading": "Published values", "columns": columns, "sort": None})
+    runs_of_rows = [[_run(run, folder) for run in group.runs] for group in collection.groups]
+    return tables, {"tables": tables, "runs": runs_of_rows}
+
+
+def row_numbers(collection: RunCollection) -> dict[str, int]:
+    """Folder of a run -> the number of its group, which identifies its row on the page."""
+    return {str(run.path): number for number, group in enumerate(collection.groups) for run in group.runs}
+
+
+def _task_table(collection: RunCollection, task: str) -> Json:
+    """The table of a task's groups, sorted by the objective, the best first."""
+    groups, objective = collection.groups, collection.objectives[0]
+    settings, results = _setting_columns(collection), _result_columns(collection)
+    first = [column for column in results if column["key"] in _headline(collection)]
+    varied = [column for column in settings if column["key"] in collection.varying_keys][: MAX_SHOWN // 2]
+    varied += [column for column in settings if column["key"] == "name"]
+    for column in [*varied, *first][:MAX_SHOWN]:
+        column["shown"] = len(groups) == 1 or len(set(column["texts"])) > 1
+    columns = [*settings, *results, _runs_column(groups)]
+    sort = next((i for i, column in enumerate(columns) if column["key"] == collection.result_tag(objective)), None)
+    return {
+        "title": task,
+        "heading": f"{task.replace('_', ' ').capitalize()}: {notes.plural(len(groups), 'setting')}",
+        "best": _best_lines(collection),
+        "columns": columns,
+        "sort": sort,
+        "down": sort is not None and bool(columns[sort].get("down")),
+    }
+
+
+def _headline(collection: RunCollection) -> list[str]:
+    """The tags of the columns that are shown at first: the objectives, then the costs."""
+    present = set(table.all_tags(collection))
+    results = [f"{split}{name}" for name in collection.objectives for split in ("best/", "final/test_")]
+    return [tag for tag in [*results, *COSTS] if tag in present]
+
+
+def _setting_columns(collection: RunCollection) -> list[Json]:
+    """Names, tags and notes of the runs, then the settings that differ."""
+    labels = table.used_labels(collection)
+    keys = [*collection.varying_keys, *collection.other_differing_keys]
+    titles = setting_headings([*labels, *keys])
+    columns = []
+    for key in labels:
+        texts = [group.label(key) or EMPTY for group in collection.groups]
+        columns.append(_column(key, key, [TableCell(text, text) for text in texts], isSetting=True))
+    for key in keys:
+        values = [group.settings.get(key) for group in collection.groups]
+        is_numeric = all(value is None or isinstance(value, float) for value in values)
+        cells = [TableCell(format_setting(value), math.nan if value is None else value) for value in values]
+        columns.append(_column(key, titles[key], cells, is_numeric, help=key, isSetting=True))
+    return columns
+
+
+def _result_columns(collection: RunCollection) -> list[Json]:
+    """Every tag with its mean and standard deviation, the headline tags first."""
+    comparable = panel_key_function(collection)
+    classes = [comparable(group.runs[0]) for group in collection.groups]
+    columns = []
+    for tag in dict.fromkeys([*_headline(collection), *table.all_tags(collection)]):
+        cells = table.mark_best(tag, table.value_cells(tag, collection.groups), classes)
+        scale = display_scale(tag)
+        stds = [_number(scale * group.std(tag)) for group in collection.groups]
+        more: Json = {"stds": stds} if any(stds) else {}
+        more |= {"help": f"{tag}: {describe_tag(tag)}", "scale": scale, "down": better_of(tag) is max}
+        columns.append(_column(tag, heading(tag), cells, True, **more))
+    return columns
+
+
+def _runs_column(groups: Sequence[RunGroup]) -> Json:
+    cells = [
+        TableCell(str(done) if done == len(group.runs) else f"{done} of {len(group.runs)}", done)
+        for group in groups
+        for done in [len(group.done_runs)]
+    ]
+    return _column("done", "runs", cells, True, help="completed runs, and all runs if some failed")
+
+
+def _column(key: str, title: str, cells: Sequence[TableCell], is_numeric: bool = False, **more: Any) -> Json:
+    values = {"values": [_number(cell.value) for cell in cells]} if is_numeric else {}
+    return {
+        "key": key,
+        "title": title,
+        "isNumeric": is_numeric,
+        "shown": False,
+        "texts": [cell.text for cell in cells],
+        "best": [i for i, cell in enumerate(cells) if cell.is_best],
+        **values,
+        **more,
+    }
+
+
+def _number(value: Any) -> float | str | None:
+    """A value for JSON, with ten digits; None if it is not finite."""
+    if not isinstance(value, float | int):
+        return str(value)
+    return float(f"{value:.10g}") if math.isfinite(value) else None
+
+
+def _best_lines(collection: RunCollection) -> list[Json]:
+    """For each combination of data and objective with several settings: the best one, its results and its costs."""
+    comparable, keys = panel_key_function(collection), label_keys(collection.groups, collection.varying_keys)
+    found: dict[Any, list[RunGroup]] = {}
+    for group in collection.groups:
+        if math.isfinite(group.mean(collection.result_tag(group.runs[0].objective))):
+            found.setdefault(comparable(group.runs[0]), []).append(group)
+    lines = []
+    for key, groups in found.items():
+        tag = collection.result_tag(key.quantity)
+        better = better_of(tag)
+        if better is None or len(groups) < 2:
+            continue
+        best = better(groups, key=lambda group: group.mean(tag))
+        shown = [f"best/{key.quantity}", f"final/test_{key.quantity}", *COSTS[:4]]
+        texts = {tag: table.value_cells(tag, groups)[groups.index(best)].text for tag in shown}
+        results = []
+        for tag, text in texts.items():
+            name, unit = name_and_unit(tag)
+            results += [f"{name} {text} {unit}".strip()] if text != EMPTY else []
+        lines.append({"data": key.data, "label": group_label(best, keys), "results": ", ".join(results)})
+    return lines
+
+
+def _run(run: Run, folder: Path) -> Json:
+    """What the panel of a run shows; paths are relative to the page's folder."""
+    lines = (read_if_exists(run.path / layout.OVERRIDES) or b"").decode(errors="replace").splitlines()
+    words = [line for line in lines if not line.startswith("run_dir=")]
+    figures = run.path / layout.FIGURES
+    return {
+        "path": str(run.path),
+        "folder": quote(os.path.relpath(run.path, folder)) + "/",
+        "status": run.status,
+        "message": run.overview.message,
+        "command": shlex.join(["odebench", "train", *words]),
+        "figures": sorted(os.listdir(figures)) if figures.is_dir() else [],
+    }
