@@ -28,7 +28,7 @@ MAX_LABELLED_LINES = 4  # reference lines per panel
 MAX_DISTANCE_FACTOR = 3.0  # hide reference lines further than this from the data: they would flatten it
 ROW_IN = 0.42  # height of a row of a dot plot
 OVERLAP_PX = 1.5  # points nearer than this hide each other
-MIN_OVERLAP = 0.5  # of the points of a line, from which it is drawn wider
+MIN_OVERLAP = 0.7  # of the points of a line, from which it is drawn wider
 MAX_COMPARED = 200  # points of a line
 
 Dots = Mapping[str, Mapping[str, float]]
@@ -40,7 +40,7 @@ class Line(NamedTuple):
     x, y: [N]. y_error: [N], half the length of an error bar or band; 0 or NaN for none.
     point_labels: [N], texts that are written at the points if these are few.
     runs: [N], or [1] if all points are of one: the folders of the runs that the points show. ends: [N]; the points are
-    intervals from x to these. marker: replaces the marker of the style.
+    intervals from x to these. marker: draws the line in grey and dotted, with this marker.
     """
 
     label: str
@@ -57,7 +57,7 @@ class Line(NamedTuple):
         x, y = np.asarray(self.x, dtype=float), np.asarray(self.y, dtype=float)
         kept = np.flatnonzero(np.isfinite(x) & np.isfinite(y))
         y_error = None if self.y_error is None else np.nan_to_num(np.asarray(self.y_error, dtype=float)[kept])
-        point_labels = [label for i, label in enumerate(self.point_labels) if i in set(kept)]
+        point_labels = [self.point_labels[i] for i in kept.tolist()] if self.point_labels else []
         runs = [self.runs[i] for i in kept.tolist()] if len(self.runs) == len(x) else self.runs
         ends = None if self.ends is None else np.asarray(self.ends, dtype=float)[kept]
         return Line(self.label, x[kept], y[kept], y_error, point_labels, runs, ends, self.marker)
@@ -234,7 +234,7 @@ def _write_labels(
 
 
 def _draw(axes: Axes, panel: Panel, line: Line, style_index: int, total: int, gid: str) -> Line2D:
-    tint = style.colour(style_index)
+    tint = style.GREY if line.marker else style.colour(style_index)
     line_style = ":" if line.marker else LINE_STYLES[style_index // len(style.COLOURS) % len(LINE_STYLES)]
     x, y, first = line.x, line.y, None
     if line.ends is not None:  # separate intervals, with a marker at the first end of each
@@ -245,6 +245,7 @@ def _draw(axes: Axes, panel: Panel, line: Line, style_index: int, total: int, gi
         y,
         gid=gid,
         markevery=first,
+        clip_on=line.ends is None,  # a step may start on an axis
         color=tint,
         linestyle=line_style if panel.connect_points or panel.as_curves else "none",
         linewidth=style.pt(style.LINE_PT),

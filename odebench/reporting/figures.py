@@ -37,7 +37,6 @@ from odebench.reporting.lines import (
     MissingDataError,
     PanelKey,
     group_label,
-    join_nonempty,
     label_keys,
     lines_by_panel,
     make_line,
@@ -92,7 +91,7 @@ def content(name: str, collection: RunCollection) -> Comparison | Figure:
         raise MissingDataError(f"figure {name} needs {kind.requirement}") from None
     except UsageError as error:
         raise UsageError(f"figure {name}: {error}") from None
-    if isinstance(made, Figure):
+    if isinstance(made, Figure) or all(line.runs for panel in made.panels for line in panel.lines):
         return made
     keys = label_keys(collection.groups, collection.varying_keys)
     folders = {group_label(group, keys): [str(group.runs[0].path)] for group in collection.groups}
@@ -271,12 +270,9 @@ def _nfe_over_training(collection: RunCollection) -> Comparison:
 
 def _memory_against_depth(collection: RunCollection) -> Comparison:
     x, y = "depth: forward NFE, or blocks of a residual network", COSTS["memory"][1]
-    is_in_labels = "gradient.name" in collection.varying_keys or not collection.runs
-    mode = "" if is_in_labels else collection.runs[0].settings["gradient.name"]
 
     def panel(data: str, by_label: LinesByLabel) -> Panel:
-        lines = _lines({join_nonempty(label, mode): groups for label, groups in by_label.items()}, _depth, PEAK_MIB)
-        return Panel(f"{data}: memory against depth", x, y, lines)
+        return Panel(f"{data}: memory against depth", x, y, _lines(by_label, _depth, PEAK_MIB))
 
     along = (*RESOLUTION_KEYS, "model.blocks")
     return panel_by_data(collection, panel, min_points=2, along=along, first="gradient.name")

@@ -31,8 +31,8 @@ _SPLITS = {"best": "validation", "final/test": "test", "final/val": "last valida
 _ABBREVIATIONS = ("nll", "kl", "mse", "rmse", "nfe", "elbo", "auc")
 # Units that headings leave out: the name says them.
 _KNOWN_UNITS = ("evaluations", "steps", "epochs", "FLOP", "samples/s")
-# Tags without a best value.
-_NEUTRAL = (PARAMETERS, "best/step", "best/epoch")
+# Tags without a best value. Without a backward solve, the backward NFE is 0, however much the gradient costs.
+_NEUTRAL = (PARAMETERS, BACKWARD, "best/step", "best/epoch")
 DESCRIPTIONS = {
     PARAMETERS: "number of trained parameters",
     "runs": "completed runs, and all runs if some failed",

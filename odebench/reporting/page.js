@@ -2,6 +2,7 @@
 const page = JSON.parse(document.getElementById("data").textContent);
 const ROW_PX = 28;  // height of a row of a table, as in the style sheet
 const tables = [];
+const collator = new Intl.Collator("en", {numeric: true});
 
 function make(tag, properties = {}, ...children) {
   const node = Object.assign(document.createElement(tag), properties);
@@ -36,7 +37,7 @@ function makeTable(data, place) {
     const [x, y] = [value(column, a), value(column, b)];
     if (x === null || y === null) return (x === null) - (y === null) || a - b;
     const texts = (typeof x === "string") - (typeof y === "string");
-    const order = texts || (typeof x === "string" ? x.localeCompare(y, "en", {numeric: true}) : x - y);
+    const order = texts || (typeof x === "string" ? collator.compare(x, y) : x - y);
     return (down ? -order : order) || a - b;
   }
 

@@ -28,7 +28,7 @@ from odebench.reporting.formatting import (
     name_and_unit,
     setting_headings,
 )
-from odebench.reporting.lines import group_label, label_keys, panel_key_function
+from odebench.reporting.lines import group_label, panel_key_function
 from odebench.reporting.runs import Run, RunCollection, RunGroup
 from odebench.reporting.table import TableCell
 
@@ -47,7 +47,7 @@ def page_data(collection: RunCollection, folder: Path) -> tuple[list[Json], Json
     tables = []
     for task in tasks:
         runs = [run for run in collection.runs if str(run.settings.get("task")) == task]
-        part = dataclasses.replace(collection, runs=runs)
+        part = dataclasses.replace(collection, runs=runs) if len(tasks) > 1 else collection
         ids = [numbers[str(group.runs[0].path)] for group in part.groups]
         tables.append(_task_table(part, task) | {"ids": ids})
     if published := notes.published_table(collection):
@@ -68,8 +68,9 @@ def row_numbers(collection: RunCollection) -> dict[str, int]:
 def _task_table(collection: RunCollection, task: str) -> Json:
     """The table of a task's groups, sorted by the objective, the best first."""
     groups, objective = collection.groups, collection.objectives[0]
-    settings, results = _setting_columns(collection), _result_columns(collection)
-    first = [column for column in results if column["key"] in _headline(collection)]
+    headline = _headline(collection)
+    settings, results = _setting_columns(collection), _result_columns(collection, headline)
+    first = [column for column in results if column["key"] in headline]
     varied = [column for column in settings if column["key"] in collection.varying_keys][: MAX_SHOWN // 2]
     varied += [column for column in settings if column["key"] == "name"]
     for column in [*varied, *first][:MAX_SHOWN]:
@@ -79,7 +80,7 @@ def _task_table(collection: RunCollection, task: str) -> Json:
     return {
         "title": task,
         "heading": f"{task.replace('_', ' ').capitalize()}: {notes.plural(len(groups), 'setting')}",
-        "best": _best_lines(collection),
+        "best": _best_lines(collection, results, [column["key"] for column in varied]),
         "columns": columns,
         "sort": sort,
         "down": sort is not None and bool(columns[sort].get("down")),
@@ -110,15 +111,15 @@ def _setting_columns(collection: RunCollection) -> list[Json]:
     return columns
 
 
-def _result_columns(collection: RunCollection) -> list[Json]:
+def _result_columns(collection: RunCollection, headline: Sequence[str]) -> list[Json]:
     """Every tag with its mean and standard deviation, the headline tags first."""
     comparable = panel_key_function(collection)
     classes = [comparable(group.runs[0]) for group in collection.groups]
     columns = []
-    for tag in dict.fromkeys([*_headline(collection), *table.all_tags(collection)]):
-        cells = table.mark_best(tag, table.value_cells(tag, collection.groups), classes)
-        scale = display_scale(tag)
-        stds = [_number(scale * group.std(tag)) for group in collection.groups]
+    for tag in dict.fromkeys([*headline, *table.all_tags(collection)]):
+        numbers, scale = table.displayed_numbers(tag, collection.groups), display_scale(tag)
+        cells = table.mark_best(tag, table.value_cells(tag, numbers), classes)
+        stds = [_number(std) for _, std in numbers]
         more: Json = {"stds": stds} if any(stds) else {}
         more |= {"help": f"{tag}: {describe_tag(tag)}", "scale": scale, "down": better_of(tag) is max}
         columns.append(_column(tag, heading(tag), cells, True, **more))
@@ -155,27 +156,34 @@ def _number(value: Any) -> float | str | None:
     return float(f"{value:.10g}") if math.isfinite(value) else None
 
 
-def _best_lines(collection: RunCollection) -> list[Json]:
-    """For each combination of data and objective with several settings: the best one, its results and its costs."""
-    comparable, keys = panel_key_function(collection), label_keys(collection.groups, collection.varying_keys)
-    found: dict[Any, list[RunGroup]] = {}
-    for group in collection.groups:
+def _best_lines(collection: RunCollection, results: Sequence[Json], keys: Sequence[str]) -> list[Json]:
+    """For each combination of data and objective with several settings: the best one, its results and its costs.
+
+    keys: of the settings that name it.
+    """
+    comparable = panel_key_function(collection)
+    keys = [key for key in keys if key not in ("data.name", "name")]
+    found: dict[Any, list[int]] = {}
+    for number, group in enumerate(collection.groups):
         if math.isfinite(group.mean(collection.result_tag(group.runs[0].objective))):
-            found.setdefault(comparable(group.runs[0]), []).append(group)
+            found.setdefault(comparable(group.runs[0]), []).append(number)
+    columns = {column["key"]: column for column in results}
     lines = []
-    for key, groups in found.items():
+    for key, numbers in found.items():
         tag = collection.result_tag(key.quantity)
         better = better_of(tag)
-        if better is None or len(groups) < 2:
+        if better is None or len(numbers) < 2:
             continue
-        best = better(groups, key=lambda group: group.mean(tag))
+        best = better(numbers, key=columns[tag]["values"].__getitem__)
         shown = [f"best/{key.quantity}", f"final/test_{key.quantity}", *COSTS[:4]]
-        texts = {tag: table.value_cells(tag, groups)[groups.index(best)].text for tag in shown}
-        results = []
+        texts = {tag: columns[tag]["texts"][best] for tag in shown if tag in columns}
+        words = []
         for tag, text in texts.items():
             name, unit = name_and_unit(tag)
-            results += [f"{name} {text} {unit}".strip()] if text != EMPTY else []
-        lines.append({"data": key.data, "label": group_label(best, keys), "results": ", ".join(results)})
+            words += [f"{name} {text} {unit}".strip()] if text != EMPTY else []
+        lines.append(
+            {"data": key.data, "label": group_label(collection.groups[best], keys), "results": ", ".join(words)}
+        )
     return lines
 
 

@@ -35,7 +35,7 @@ from odebench.reporting.formatting import (
     setting_headings,
     tag_title,
 )
-from odebench.reporting.runs import Run, RunCollection, RunGroup, collect_runs
+from odebench.reporting.runs import Run, RunCollection, RunGroup, collect_runs, mean_and_std
 
 # The columns that are shown by default after the objective.
 COSTS = (FORWARD, BACKWARD, PEAK_MIB, STEP_MS, MINUTES)
@@ -164,17 +164,21 @@ def make_table(
         rows.append(row)
     classes = [comparable(group.runs[0]) if comparable else None for group in collection.groups]
     for tag in tags:
-        cells = value_cells(tag, collection.groups)
+        cells = value_cells(tag, displayed_numbers(tag, collection.groups))
         for row, cell in zip(rows, mark_best(tag, cells, classes) if comparable else cells, strict=True):
             row.append(cell)
     others = ", ".join(map(column_title, collection.other_differing_keys))
     return Table(columns, rows, others and f"also differ: {others} (--format csv has their values)")
 
 
-def value_cells(tag: str, groups: Sequence[RunGroup]) -> list[TableCell]:
-    """The cells of a tag's column, all with the same decimals if they are of similar size."""
+def displayed_numbers(tag: str, groups: Sequence[RunGroup]) -> list[tuple[float, float]]:
+    """Mean and standard deviation of a tag for each group, in displayed units."""
     scale = display_scale(tag)
-    numbers = [(scale * group.mean(tag), scale * group.std(tag)) for group in groups]
+    return [(scale * mean, scale * std) for mean, std in (mean_and_std(group.values(tag)) for group in groups)]
+
+
+def value_cells(tag: str, numbers: Sequence[tuple[float, float]]) -> list[TableCell]:
+    """The cells of a tag's column, all with the same decimals if they are of similar size."""
     decimals = column_decimals(numbers)
     if decimals is not None and display_unit(tag) in ("evaluations", "steps"):
         decimals = min(decimals, 1)
