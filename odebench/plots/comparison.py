@@ -236,15 +236,10 @@ def _write_labels(
 def _draw(axes: Axes, panel: Panel, line: Line, style_index: int, total: int, gid: str) -> Line2D:
     tint = style.GREY if line.marker else style.colour(style_index)
     line_style = ":" if line.marker else LINE_STYLES[style_index // len(style.COLOURS) % len(LINE_STYLES)]
-    x, y, first = line.x, line.y, None
-    if line.ends is not None:  # separate intervals, with a marker at the first end of each
-        gap = np.full(len(x), np.nan)
-        x, y, first = np.stack([x, line.ends, gap], 1).ravel(), np.stack([y, y, gap], 1).ravel(), 3
     (drawn,) = axes.plot(
-        x,
-        y,
+        *_path(line),
         gid=gid,
-        markevery=first,
+        markevery=None if line.ends is None else 3,  # at the first end of an interval
         clip_on=line.ends is None,  # a step may start on an axis
         color=tint,
         linestyle=line_style if panel.connect_points or panel.as_curves else "none",
@@ -257,8 +252,9 @@ def _draw(axes: Axes, panel: Panel, line: Line, style_index: int, total: int, gi
         label=line.label or None,
     )
     if line_style != "-" and not line.marker:
-        drawn.set_markerfacecolor("white")
-        drawn.set_markeredgewidth(1.2)
+        drawn.set(markerfacecolor="white", markeredgewidth=1.2)
+    if not (panel.connect_points or panel.as_curves) and total <= FEW_POINTS:
+        drawn.set(markerfacecolor="none", markeredgewidth=1.4)  # points behind others stay visible
     if line.y_error is not None and line.y_error.any():
         if panel.as_curves:
             low, high = line.y - line.y_error, line.y + line.y_error
@@ -268,6 +264,14 @@ def _draw(axes: Axes, panel: Panel, line: Line, style_index: int, total: int, gi
             for index, part in enumerate(bars.get_children()):
                 part.set_gid(f"{gid}-bar{index}")
     return drawn
+
+
+def _path(line: Line) -> tuple[np.ndarray, np.ndarray]:
+    """The points of a line; those of intervals have gaps between them."""
+    if line.ends is None:
+        return line.x, line.y
+    gap = np.full(len(line.x), np.nan)
+    return np.stack([line.x, line.ends, gap], 1).ravel(), np.stack([line.y, line.y, gap], 1).ravel()
 
 
 def _draw_reference_line(axes: Axes, reference: ReferenceLine, index: int) -> None:

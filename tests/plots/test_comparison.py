@@ -44,6 +44,11 @@ def test_lines_behind_others_are_wider_with_rings():
     assert drawn["same"].get_fillstyle() == "none"
 
 
+def test_points_without_a_line_are_open_so_that_none_is_hidden():
+    (axes,) = comparison_figure([Panel("t", "x", "y", [line("one", [1], [1])], connect_points=False)]).axes
+    assert named(axes)["one"].get_markerfacecolor() == "none"
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_long_label_is_not_cut_off(count):
     label = "published, test: latent ODE (ODE-RNN encoder), interpolation, 10 % observed, 0.0036 (Rubanova et al. 2019)"
