@@ -5,9 +5,11 @@ import errno
 import functools
 import logging
 import os
+import shutil
 import sys
+import textwrap
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +109,76 @@ def aligned(rows: Sequence[Sequence[str]], numeric: Collection[int] = ()) -> lis
     return [form.format(*row).rstrip() for row in rows]
 
 
-def print_table(rows: Sequence[Sequence[str]], max_width: int | None = None) -> None:
-    """Print rows in aligned columns on stdout. max_width: cut longer lines to this many characters; None: never."""
-    for text in aligned(rows):
-        print(text if max_width is None or len(text) <= max_width else f"{text[: max_width - 1]}…")
+def print_table(rows: Sequence[Sequence[str]], less_important: Sequence[str] | None = None) -> None:
+    """Print rows in aligned columns on stdout. On a terminal, they fit its width; see `fitted`."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    for line in aligned(rows) if width is None else fitted(rows, width, less_important):
+        print(line)
+
+
+def fitted(rows: Sequence[Sequence[str]], width: int, less_important: Sequence[str] | None = None) -> list[str]:
+    """Align rows like `aligned`, and make them fit a width without splitting a word.
+
+    less_important: None if the rows have no titles. Otherwise the first row holds titles, and values that all rows
+    share go to one line below; then columns with these titles are left out, the first one first. If this is not
+    enough, the last column is wrapped if it holds several words; otherwise each row gets a few lines of its own.
+    """
+    shared: list[str] = []
+    if less_important is not None and not _fits(rows, width):
+        rows, shared = _without_shared_values(rows)
+        for title in less_important:
+            if title in rows[0] and not _fits(rows, width):
+                place = rows[0].index(title)
+                rows = [[*row[:place], *row[place + 1 :]] for row in rows]
+    if not _fits(rows, width):
+        *others, last = (max(map(len, column)) for column in zip(*rows, strict=True))
+        room = width - sum(others) - 2 * len(others)
+        longest_word = max(len(word) for row in rows for word in row[-1].split() or [""])
+        if longest_word < last and max(longest_word, 20) <= room:
+            rows = [line for row in rows for line in _wrapped(row, room)]
+        elif less_important is not None:
+            pairs = [[f"{title.lower()} {cell}" for title, cell in zip(rows[0], row, strict=True)] for row in rows[1:]]
+            blocks = [[row[0], *flow(cells[1:], width, "  ")] for row, cells in zip(rows[1:], pairs, strict=True)]
+            return [line for block in blocks for line in block] + flow(shared, width)
+    return aligned(rows) + flow(shared, width)
+
+
+def _fits(rows: Sequence[Sequence[str]], width: int) -> bool:
+    return max(map(len, aligned(rows))) <= width
+
+
+def _without_shared_values(rows: Sequence[Sequence[str]]) -> tuple[Sequence[Sequence[str]], list[str]]:
+    """Leave out columns after the first whose values are equal. Returns the rows, and words such as ``step 70``."""
+    columns = list(zip(*rows, strict=True))
+    kept = [column for place, column in enumerate(columns) if place == 0 or len(set(column[1:])) > 1]
+    if len(rows) < 3 or len(kept) == 1:
+        kept = [column for column in columns if set(column[1:]) != {"-"}]
+        return [*zip(*kept, strict=True)], []
+    shared = [f"{title.lower()} {value}" for title, value, *_ in (c for c in columns if c not in kept) if value != "-"]
+    return [*zip(*kept, strict=True)], ["all:", *shared] if shared else []
+
+
+def _wrapped(row: Sequence[str], room: int) -> list[list[str]]:
+    """Wrap the last cell of a row between words; the other cells are on the first line."""
+    lines = textwrap.wrap(row[-1], room, break_long_words=False, break_on_hyphens=False) or [""]
+    return [[*row[:-1], lines[0]], *([""] * (len(row) - 1) + [line] for line in lines[1:])]
+
+
+def flow(fields: Iterable[str], width: int, indent: str = "") -> list[str]:
+    """Join fields into lines of at most this width; a field stays in one piece, and empty ones are left out."""
+    lines: list[str] = []
+    for field in filter(None, fields):
+        if lines and len(lines[-1]) + 2 + len(field) <= width:
+            lines[-1] += f"  {field}"
+        else:
+            lines.append(indent + field)
+    return lines
+
+
+def progress_text(done: int, total: int, elapsed_s: float, before: int = 0) -> str:
+    """Say how far a command is: ``12 of 40, about 3 min left``. before: how many of `done` were done at its start."""
+    if done <= before:
+        return f"{done} of {total}"
+    seconds = elapsed_s / (done - before) * (total - done)
+    unit, size = next((pair for pair in (("s", 1), ("min", 60)) if seconds < 90 * pair[1]), ("h", 3600))
+    return f"{done} of {total}, about {seconds / size:.0f} {unit} left"

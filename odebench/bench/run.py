@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from odebench.bench.cases import CASE_GROUPS, CASES, DEFAULT_CASES, with_batch
 from odebench.bench.comparison import BenchmarkPlan, BenchmarkResults, measure_all
 from odebench.bench.libraries import LIBRARIES, MODES, OTHER_LIBRARIES
 from odebench.config.schema.training import MAX_THREADS
+from odebench.console import progress_text
 from odebench.errors import DONE, FAILED, UsageError, split_names, unknown_name
 from odebench.training.environment import keep_freed_memory
 
@@ -148,11 +150,26 @@ def _finish(folder: Path, results: BenchmarkResults) -> int:
 @contextmanager
 def _progress(num_cases: int) -> Iterator[tuple[Callable[[str], None], Callable[[], None]]]:
     """Yield (on_progress, advance), which show progress on stderr: as a bar on a terminal, else as log lines."""
+    started, done = time.monotonic(), 0
+
+    def line(text: str) -> str:
+        return f"{progress_text(done, num_cases, time.monotonic() - started)}: {text}"
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+
     if not sys.stderr.isatty():
-        yield (lambda text: log.info("%s", text)), (lambda: None)
+        yield (lambda text: log.info(line(text))), advance
         return
+    form = "{percentage:3.0f}%|{bar:10}| {desc}"
     with (
-        tqdm(total=num_cases, unit="case", dynamic_ncols=True, leave=False) as bar,
+        tqdm(total=num_cases, bar_format=form, dynamic_ncols=True, leave=False) as bar,
         logging_redirect_tqdm([logging.getLogger("odebench")]),
     ):
-        yield (lambda text: bar.set_description(text)), (lambda: bar.update())
+
+        def advance_bar() -> None:
+            advance()
+            bar.update()
+
+        yield (lambda text: bar.set_description_str(line(text))), advance_bar

@@ -3,11 +3,10 @@
 import argparse
 import json
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from odebench.cli.options import add_config_dir
 from odebench.config.groups import PLURALS
@@ -72,8 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
 def list_options(kind: str, config_dir: Path | None) -> None:
     """Print the name and first comment of every option of a kind, such as ``models``.
 
-    Solvers are listed with the properties of their methods; models, data and losses with their tasks. Rows are cut at
-    the width of the terminal.
+    Solvers are listed with the properties of their methods; models, data and losses with their tasks.
     """
     from odebench.config.files import first_comment, options
 
@@ -86,7 +84,7 @@ def list_options(kind: str, config_dir: Path | None) -> None:
         rows = [(name, _tasks(group, name, path), first_comment(path)) for name, path in found.items()]
     else:
         rows = [(name, first_comment(path)) for name, path in found.items()]
-    print_table(rows, shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
+    print_table(rows, ("SOURCE", "STAGES", "REVERSIBLE") if group == "solver" else None)
 
 
 def _tasks(group: str, name: str, path: Path) -> str:
@@ -123,7 +121,7 @@ def list_runs(words: Sequence[str], sort: str | None, reverse: bool, as_json: bo
     from odebench.record.files import to_json
     from odebench.record.filters import check_key, run_json, sorted_runs
     from odebench.record.layout import LABELS
-    from odebench.sweep.display import STATE_COLUMNS, state_columns
+    from odebench.sweep.display import LESS_IMPORTANT, STATE_COLUMNS, state_columns
 
     if reverse and sort is None:
         raise UsageError("--reverse: sort the runs by something, as in --sort minutes --reverse")
@@ -143,20 +141,40 @@ def list_runs(words: Sequence[str], sort: str | None, reverse: bool, as_json: bo
         raise NothingFoundError(found)
     if not as_json:
         labels = [key for key in LABELS if any(run.setting(key) for run in chosen)]
-        header = ("RUN", *map(str.upper, labels), "MODEL", "SOLVER", "TOL", *STATE_COLUMNS, "DISK")
+        settings = _setting_columns(chosen)
+        header = ("RUN", *map(str.upper, [*labels, *settings]), *STATE_COLUMNS, "DISK")
         rows = [
-            (str(run.path), *(_label(run, key) for key in labels), *_row(run), *state_columns(run), _size(run.path))
-            for run in chosen
+            (str(run.path), *(_label(run, key) for key in labels), *texts, *state_columns(run), _size(run.path))
+            for run, *texts in zip(chosen, *settings.values(), strict=True)
         ]
-        print_table([header, *rows])
+        print_table([header, *rows], LESS_IMPORTANT)
+
+
+def _setting_columns(runs: Sequence["RunOverview"]) -> dict[str, list[str]]:
+    """Return model, solver, tolerance, gradient mode and what else differs: short name -> a text for each run."""
+    from odebench.record.differences import differences, short_keys, short_value
+
+    columns: dict[str, list[Any]] = {key: [run.setting(key) for run in runs] for key in ("model.name", "solver.name")}
+    columns["tol"] = [run.tol for run in runs]
+    columns["gradient.name"] = [run.setting("gradient.name") if _has_solver(run) else None for run in runs]
+    columns |= {key: values for key, values in differences(runs).items() if key not in columns}
+    names = short_keys(columns)
+    return {names[key]: [short_value(value) for value in values] for key, values in columns.items()}
 
 
 def _read_words(words: Sequence[str]) -> tuple[Path, list["RunFilter"]]:
-    """Separate the folder from the filters. A path that begins with . or / or ~ is never a filter."""
+    """Separate the folder from the filters. A path that begins with . or / or ~ is never a filter.
+
+    Neither is the folder of a sweep's job, such as ``outputs/sweeps/.../0000_tol=0.1``.
+    """
     from odebench.config.files import known_keys
     from odebench.record.filters import RunFilter
 
-    folders = [word for word in words if word.startswith((".", "/", "~")) or not set(word) & set("=<>!")]
+    folders = [
+        word
+        for word in words
+        if word.startswith((".", "/", "~")) or not set(word) & set("=<>!") or ("/" in word and os.path.isdir(word))
+    ]
     filters = [RunFilter.parse(word) for word in words if word not in folders]
     if len(folders) > 1:
         raise UsageError(f'{folders[1]}: name one folder; a filter has a sign, as in status=done or "tol<1e-3"')
@@ -198,10 +216,5 @@ def _label(run: "RunOverview", key: str) -> str:
     return text if len(text) <= MAX_LABEL else f"{text[: MAX_LABEL - 1]}…"
 
 
-def _row(run: "RunOverview") -> tuple[str, ...]:
-    solver, tol = run.setting("solver.name"), run.tol
-    return (
-        str(run.setting("model.name") or "-"),
-        "-" if solver in (None, "none") else str(solver),
-        tol if isinstance(tol, str) else format(tol, "g") if isinstance(tol, float) else "-",
-    )
+def _has_solver(run: "RunOverview") -> bool:
+    return run.setting("solver.name") not in (None, "none")

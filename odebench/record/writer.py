@@ -39,7 +39,8 @@ from odebench.record.files import (
 )
 from odebench.record.status import write_status
 
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+# details: more than a terminal shows, as in log.info(line, extra={"details": "..."}).
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s%(details)s"
 FIGURE_DPI = 150
 # Files that a run may write before its first status. If it is killed then, a new run may reuse the folder.
 _FILES_BEFORE_STATUS = {
@@ -377,7 +378,7 @@ def _attach_log_file(path: Path) -> logging.FileHandler:
     """Write further messages of the logger "odebench" to a file; return the handler that does."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk must not fill the screen
-    formatter = logging.Formatter(LOG_FORMAT, TIME_FORMAT)
+    formatter = logging.Formatter(LOG_FORMAT, TIME_FORMAT, defaults={"details": ""})
     formatter.converter = time.gmtime
     handler.setFormatter(formatter)
     logger = logging.getLogger("odebench")

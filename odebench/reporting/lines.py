@@ -8,18 +8,10 @@ import numpy as np
 from odebench.errors import UsageError
 from odebench.plots.comparison import MAX_LINES, Comparison, Line, Panel, ReferenceLine, num_points
 from odebench.plots.curves import SMOOTH_FROM, running_mean
+from odebench.record.differences import differing_columns, distinguishing_keys, row_classes
 from odebench.reporting.formatting import display_scale, display_unit, format_setting
 from odebench.reporting.published import NFE_RATIO, published_for
-from odebench.reporting.runs import (
-    FIXED_STEP_KEYS,
-    Row,
-    Run,
-    RunCollection,
-    RunGroup,
-    differing_columns,
-    distinguishing_keys,
-    row_classes,
-)
+from odebench.reporting.runs import FIXED_STEP_KEYS, Row, Run, RunCollection, RunGroup
 
 # Settings that vary along a line: how finely the ODE is solved.
 RESOLUTION_KEYS = ("tol", *FIXED_STEP_KEYS)

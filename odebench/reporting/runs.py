@@ -4,16 +4,15 @@ import csv
 import json
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pandas
-
 from odebench.errors import UsageError
 from odebench.record import layout
+from odebench.record.differences import differing_columns, distinguishing_keys, flatten, follows_from_choice
 from odebench.record.files import read_if_exists
 from odebench.record.reader import (
     RunOverview,
@@ -24,17 +23,6 @@ from odebench.record.reader import (
     warn_of_dropped_lines,
 )
 
-# Settings that are always shown if they vary, even if other settings vary in the same way.
-ALWAYS_SHOWN = ("data.name", "model.name", "solver.name", "tol", "solver.steps", "solver.step_size", "gradient.name")
-# If several other settings vary in the same way, only the first in this order is shown.
-PREFERRED_PREFIXES = ("experiment", "budget", "model.", "gradient.", "dynamics.", "optim.")
-# Settings that do not distinguish experiments; tol replaces the solver's rtol and atol.
-IGNORED_KEYS = {
-    *("solver.rtol", "solver.atol"),
-    *(*layout.LABELS, "seed", "outputs", "run_dir", "config_dir", "data.root", "data.download"),
-    *("trainer.log_every", "trainer.measure_every", "trainer.checkpoint_minutes", "trainer.eval_batch_size"),
-    *("trainer.keep_every", "trainer.figures", "trainer.profile"),
-}
 BENCH_HEADER = "work,family,library"
 # Settings that choose fixed steps.
 FIXED_STEP_KEYS = ("solver.steps", "solver.step_size")
@@ -161,7 +149,7 @@ class RunCollection:
         return [
             key
             for key in self.differing_columns
-            if key not in self.varying_keys and not _follows_from_choice(key, self.differing_columns)
+            if key not in self.varying_keys and not follows_from_choice(key, self.differing_columns)
         ]
 
     @cached_property
@@ -226,18 +214,6 @@ def _read_run(path: Path) -> Run:
     return Run(overview, settings, overridden_keys, _machine(overview.manifest), str(test_data.get("sha256", "")))
 
 
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested settings to dotted key -> value, with numbers as floats."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            found |= flatten(value, f"{prefix}{name}.")
-        else:
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            found[f"{prefix}{name}"] = float(value) if is_number else value  # 1 and 1.0 are the same setting
-    return found
-
-
 def _machine(manifest: Mapping[str, Any]) -> str:
     """Describe the machine of a run's first process: its GPU, or processor and threads, and the version of torch."""
     if not manifest:
@@ -245,54 +221,6 @@ def _machine(manifest: Mapping[str, Any]) -> str:
     machine, torch = manifest.get("machine", {}), manifest.get("versions", {}).get("torch")
     where = machine.get("gpu") or f"{machine.get('cpu')}, threads: {machine.get('threads')}"
     return f"{where}, torch {torch}"
-
-
-def differing_columns(settings: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
-    """Return the keys whose values differ, the most important first, each with an integer code for every run.
-
-    Equal values of a key have equal codes, so that runs can be compared quickly.
-    """
-    keys = dict.fromkeys(
-        key for one in settings for key in one if key not in IGNORED_KEYS and not key.startswith("budgets.")
-    )
-    texts = {key: [repr(one.get(key)) for one in settings] for key in sorted(keys, key=_column_order)}
-    return {key: row_classes([column]) for key, column in texts.items() if len(set(column)) > 1}
-
-
-def distinguishing_keys(columns: Mapping[str, Sequence[int]], overridden_keys: Collection[str] = ()) -> list[str]:
-    """The keys to show: those always shown, those overridden, and as few of the rest as distinguish all rows.
-
-    columns: see `differing_columns`; row i is the settings of run i. A key whose value follows from the keys before it
-    is omitted, as the width may follow from the model.
-    """
-    finest = row_classes([*columns.values()])
-    chosen = [key for key in columns if key in ALWAYS_SHOWN or key in overridden_keys]
-    current = row_classes([columns[key] for key in chosen])
-    for key in columns:
-        if max(current, default=0) == max(finest, default=0):
-            break
-        finer = row_classes([current, columns[key]])
-        if max(finer) > max(current, default=0):
-            chosen.append(key)
-            current = finer
-    return chosen
-
-
-def _follows_from_choice(key: str, columns: Mapping[str, Sequence[int]]) -> bool:
-    """Whether the option chosen for the key's group determines its value, as model.name may determine model.width."""
-    name = f"{key.partition('.')[0]}.name"
-    return key != name and name in columns and max(row_classes([columns[name], columns[key]])) == max(columns[name])
-
-
-def row_classes(columns: Sequence[Sequence[Any]]) -> list[int]:
-    """Integer codes of the rows, from 0 in order of first appearance; rows equal in all columns have the same code."""
-    frame = pandas.DataFrame({i: column for i, column in enumerate(columns) if column})
-    return [] if frame.empty else frame.groupby([*frame], sort=False, dropna=False).ngroup().tolist()
-
-
-def _column_order(key: str) -> tuple[int, int]:
-    starts = [key.startswith(start) for start in (*PREFERRED_PREFIXES, "")]
-    return (*ALWAYS_SHOWN, key).index(key), starts.index(True)
 
 
 def _value_order(value: Any) -> tuple[int, float, str]:

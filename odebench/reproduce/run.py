@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from odebench.config.compose import parse_overrides
 from odebench.config.files import options, read_yaml
-from odebench.console import print_table
+from odebench.console import print_table, progress_text
 from odebench.errors import STOPPED, UsageError, unknown_name
 from odebench.record.files import file_lock, write_atomically
 from odebench.record.layout import FIGURES
@@ -208,8 +209,10 @@ def run_reproduction(planned: ReproductionPlan, policy: FailurePolicy, follow: b
     sweep = load_sweep(folder)
     if code != STOPPED and (missing := _missing_evaluations(planned, sweep)):
         with file_lock(folder / LOCK_FILE):
-            for path, arguments in missing:
-                log.info("evaluating %s: %s", path.name, " ".join(arguments))
+            started = time.monotonic()
+            for done, (path, arguments) in enumerate(missing):
+                progress = progress_text(done, len(missing), time.monotonic() - started)
+                log.info("%s: evaluating %s: %s", progress, path.name, " ".join(arguments))
                 _run_command(sweep, [*COMMAND, "eval", str(path), *arguments], f"evaluation of {path.name}")
     _print_and_write(planned, sweep)
     return code

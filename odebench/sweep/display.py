@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from odebench.console import progress_text
 from odebench.record import layout
 from odebench.record.reader import RunOverview
 from odebench.sweep.validate import Job, job_labels
@@ -20,18 +21,28 @@ log = logging.getLogger(__name__)
 
 PLAIN_INTERVAL_S = 30.0
 _MAX_ROWS = 20
-STATE_COLUMNS = ("STATUS", "STEP", "ETA", "BEST", "NFE", "MINUTES")
+STATE_COLUMNS = ("STATUS", "STEP", "ETA", "BEST", "TEST", "NFE", "MEMORY", "MINUTES")
+# Those that a narrow terminal leaves out, the first one first.
+LESS_IMPORTANT = ("DISK", "ETA", "STEP", "MINUTES")
 
 
 def state_columns(run: RunOverview) -> tuple[str, ...]:
-    """Return the STATE_COLUMNS of a run. BEST: best validation value. NFE: forward, mean over the last epoch."""
-    objective, best = run.setting("trainer.objective"), run.summary.get("objective")
+    """Return the STATE_COLUMNS of a run.
+
+    BEST, TEST: the objective's best value in the validations, and that of the test. NFE: of a training step, forward
+    and backward, mean over the last epoch. MEMORY: peak of a training step.
+    """
+    objective, best = str(run.setting("trainer.objective") or "objective"), run.summary.get("objective")
+    nfe = [_number(run.summary.get(f"final/nfe_{way}"), ".1f") for way in ("forward", "backward")]
+    peak = _number(run.summary.get("final/peak_mib"), ".1f")
     return (
         run.status,
         str(run.step),
         eta(run.eta_s),
-        "-" if best is None else f"{objective or 'objective'} {_number(best, '.4f')}",
-        _number(run.summary.get("final/nfe_forward"), ".1f"),
+        "-" if best is None else f"{objective} {_number(best, '.4f')}",
+        _number(run.summary.get(f"final/test_{objective.partition('/')[2]}"), ".4f"),
+        "-" if "-" in nfe else "+".join(nfe),
+        "-" if peak == "-" else f"{peak} MiB",
         _number(run.summary.get("final/minutes"), ".1f"),
     )
 
@@ -63,7 +74,8 @@ class SweepDisplay:
         self._num_rows = min(num_rows, _MAX_ROWS)
         self._rows: list[Any] = []
         self._stack = ExitStack()
-        self._last_line = time.monotonic()
+        self._started = self._last_line = time.monotonic()
+        self._ended_before = self._count_ended()
 
     def __enter__(self) -> "SweepDisplay":
         if sys.stderr.isatty():
@@ -109,7 +121,12 @@ class SweepDisplay:
                 log.info(self._job_line(number))
 
     def _counts_line(self) -> str:
-        return format_counts(Counter(overview.status for overview in self._overviews.values()))
+        ended, elapsed_s = self._count_ended(), time.monotonic() - self._started
+        progress = progress_text(ended, len(self._overviews), elapsed_s, self._ended_before)
+        return f"{progress}: {format_counts(Counter(overview.status for overview in self._overviews.values()))}"
+
+    def _count_ended(self) -> int:
+        return sum(overview.status in ("done", "diverged", "failed") for overview in self._overviews.values())
 
     def _job_line(self, number: int) -> str:
         return job_line(number, self._overviews[number], self._labels[number])

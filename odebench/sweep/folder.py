@@ -1,7 +1,7 @@
 """Write and read the folder of a sweep: sweep.yaml with the jobs, a lock, and a folder and a log for each job.
 
 outputs/sweeps/2026-11-24/14-03-22-123456/
-  sweep.yaml  lock  logs/0000.txt ...  0000_odenet_dopri5/ ...  slurm/
+  sweep.yaml  lock  logs/0000.txt ...  0000_tol=0.1/ ...  slurm/
 """
 
 import os
@@ -25,7 +25,7 @@ from odebench.sweep.validate import Job
 SWEEP_FILE, LOCK_FILE, LOGS_FOLDER = "sweep.yaml", "lock", "logs"
 FORMAT_VERSION = 1
 _HEADER = "# `odebench resume` reads this file. A job's overrides are those of `odebench train`.\n"
-_JOB_NAME = re.compile(r"\d+_[A-Za-z0-9_.-]+")
+_JOB_NAME = re.compile(r"\d+_[A-Za-z0-9_.=+-]+")
 _ENTRIES: dict[str, Any] = {
     "jobs": tuple[dict[str, Any], ...],
     "cluster": tuple[str, ...],

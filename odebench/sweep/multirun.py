@@ -21,7 +21,7 @@ from odebench.sweep.expand import expand
 from odebench.sweep.folder import LOCK_FILE, Sweep, add_jobs, create_folder, write_sweep
 from odebench.sweep.hydra_launcher import compose_for_plugins, explain_plugin_error
 from odebench.sweep.run import plan_sweep, print_sweep, run_jobs, run_sweep
-from odebench.sweep.validate import Job, validate_jobs
+from odebench.sweep.validate import Job, named_by, validate_jobs
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.types import Override
@@ -163,4 +163,4 @@ class _Search:
             jobs, _ = validate_jobs([[*drawn, *self._fixed]], self.sweep.config_dir)
         except UsageError:  # the job will fail with this error; the search continues
             return Job(0, "0_invalid", (*drawn, *self._fixed))
-        return jobs[0]
+        return named_by(jobs[0], drawn)

@@ -14,7 +14,7 @@ from odebench.record.files import file_lock
 from odebench.sweep import slurm
 from odebench.sweep.attempts import EXIT_CODES, FINAL_STATUSES, FailurePolicy, read_status
 from odebench.sweep.cluster import HydraLauncher, LocalCluster, SlurmCluster, is_cluster_override, read_cluster
-from odebench.sweep.display import STATE_COLUMNS, SweepDisplay, format_counts, state_columns
+from odebench.sweep.display import LESS_IMPORTANT, STATE_COLUMNS, SweepDisplay, format_counts, state_columns
 from odebench.sweep.expand import expand_valid, merge_grids, read_grids
 from odebench.sweep.folder import LOCK_FILE, Sweep, create_folder, load_sweep, write_sweep
 from odebench.sweep.hydra_launcher import launch
@@ -61,7 +61,7 @@ def plan_sweep(overrides: Sequence[str], file: Path | None, config_dir: Path | N
 def print_plan(plan: SweepPlan) -> None:
     """Print the jobs of a sweep without starting it."""
     rows = [(str(job.number), job.name, label) for job, label in zip(plan.jobs, job_labels(plan.jobs), strict=True)]
-    print_table([("JOB", "FOLDER", "SETTINGS"), *rows])
+    print_table([("JOB", "FOLDER", "SETTINGS"), *rows], ["FOLDER"])
     print(f"{_count_jobs(len(plan.jobs))}, all valid; nothing was started")
 
 
@@ -130,7 +130,7 @@ def print_sweep(sweep: Sweep) -> int:
     overviews = [read_status(sweep, job) for job in sweep.jobs]
     rows_of_jobs = zip(sweep.jobs, overviews, job_labels(sweep.jobs), strict=True)
     rows = [(str(job.number), *state_columns(overview), label) for job, overview, label in rows_of_jobs]
-    print_table([("JOB", *STATE_COLUMNS, "SETTINGS"), *rows])
+    print_table([("JOB", *STATE_COLUMNS, "SETTINGS"), *rows], LESS_IMPORTANT)
     for job, overview in zip(sweep.jobs, overviews, strict=True):
         if overview.status not in ("done", "queued", "running"):
             reason = overview.message or "no reason recorded"

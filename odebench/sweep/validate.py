@@ -3,7 +3,7 @@
 import functools
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from odebench.config.compose import compose
@@ -11,6 +11,7 @@ from odebench.config.groups import PLURALS
 from odebench.config.read import read_settings
 from odebench.config.settings import Settings, run_name
 from odebench.errors import UsageError
+from odebench.record.differences import name_by
 from odebench.training.preflight import check_batch_size, read_init_run
 
 
@@ -25,8 +26,13 @@ class Job:
 
 def job_labels(jobs: Sequence[Job]) -> list[str]:
     """Return a label for each job: its overrides, without those that all jobs share."""
-    shared = set(jobs[0].overrides).intersection(*(job.overrides for job in jobs)) if len(jobs) > 1 else set()
-    return [" ".join(override for override in job.overrides if override not in shared) for job in jobs]
+    return [" ".join(overrides) for overrides in _varied([job.overrides for job in jobs])]
+
+
+def _varied(jobs: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return the overrides of each job that not all jobs share; all of them if there is one job."""
+    shared = set(jobs[0]).intersection(*jobs) if len(jobs) > 1 else set()
+    return [[override for override in overrides if override not in shared] for overrides in jobs]
 
 
 def validate_jobs(
@@ -51,8 +57,7 @@ def validate_jobs(
                 errors.setdefault(str(error), []).append(number)
         if settings is None:
             continue
-        name = re.sub(r"[^\w.-]+", "-", run_name(settings), flags=re.ASCII)[:80]
-        valid.append(Job(number, f"{number:0{width}d}_{name}", tuple(overrides)))
+        valid.append(Job(number, f"{number:0{width}d}_{run_name(settings)}", tuple(overrides)))
         outputs = settings.outputs
     if errors:
         bad = len(set().union(*errors.values()))
@@ -61,7 +66,16 @@ def validate_jobs(
             more = f" and {len(others)} more" if others else ""
             lines.append(f"job {first} ({' '.join(jobs[first])}){more}: {error_text}")
         raise UsageError("\n".join(lines))
-    return valid, outputs
+    varied = _varied([job.overrides for job in valid]) if len(valid) > 1 else [[] for _ in valid]
+    return [named_by(*pair) for pair in zip(valid, varied, strict=True)], outputs
+
+
+def named_by(job: Job, varied: Sequence[str]) -> Job:
+    """Name the folder of a job by overrides, as ``0002_tol=0.01_gradient=adjoint``; keep its name if there are none."""
+    number, _, name = job.name.partition("_")
+    values = dict(override.split("=", 1) for override in varied if "=" in override)
+    name = name_by(values) or re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII)[:80]
+    return replace(job, name=f"{number}_{name}")
 
 
 def _read_job(

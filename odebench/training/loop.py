@@ -42,7 +42,9 @@ def fit(training: TrainingState, settings: Settings, writer: RunWriter | NullRun
     num_profiled = trainer.profile if distributed.is_rank_zero() else None
     device = next(task.model.parameters()).device
     with (
-        ProgressDisplay(progress.step, num_steps, task.steps_per_epoch, max_seconds - writer.elapsed_s) as display,
+        ProgressDisplay(
+            progress.step, num_steps, task.steps_per_epoch, max_seconds - writer.elapsed_s, trainer.objective
+        ) as display,
         profiled_steps(num_profiled, writer.path / layout.PROFILE, device) as after_step,
     ):
         while progress.step < num_steps and not progress.finished:
@@ -52,7 +54,6 @@ def fit(training: TrainingState, settings: Settings, writer: RunWriter | NullRun
                 timer.stop(task.batch_size)
             progress.step += 1
             step = progress.step
-            display.show_step(step, metrics)
 
             minutes_up = writer.elapsed_s > max_seconds
             save_due = time.monotonic() - last_saved > 60 * trainer.checkpoint_minutes
@@ -60,7 +61,9 @@ def fit(training: TrainingState, settings: Settings, writer: RunWriter | NullRun
             stopping, minutes_up, save_due = distributed.reduce_max(stop.signal_number, minutes_up, save_due)
             last_step = step == num_steps or minutes_up
             if step % trainer.log_every == 0 or last_step:
-                writer.log(step, metrics | timer.read())
+                metrics |= timer.read()
+                writer.log(step, metrics)
+            display.show_step(step, metrics)
 
             epoch, rest = divmod(step, task.steps_per_epoch)
             validation_due = (rest == 0 and epoch % trainer.validate_every == 0) or last_step

@@ -289,7 +289,8 @@ def _train_and_test(
         writer.write_status(status, step=progress.step, **fields)
         return RunResult(exit_code, folder, progress.best)
 
-    log.info("%s on %s, record in %s", describe_settings(settings), settings.data.name, folder)
+    log.info("%s on %s", describe_settings(settings), settings.data.name)
+    log.info("record in %s", folder)
     if training.task.note:
         log.info(training.task.note)
     try:

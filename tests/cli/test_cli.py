@@ -66,7 +66,8 @@ def run(tmp_path):
     folder.mkdir(parents=True)
     OmegaConf.save(compose([]), folder / layout.SETTINGS)
     (folder / layout.STATUS).write_text(json.dumps({"status": "done", "step": 10}))
-    numbers = {"objective": 0.98765, "final/nfe_forward": 20.0, "final/minutes": 3.25}
+    numbers = {"objective": 0.98765, "final/test_accuracy": 0.97, "final/minutes": 3.25}
+    numbers |= {"final/nfe_forward": 20.0, "final/nfe_backward": 38.5, "final/peak_mib": 49.4}
     (folder / layout.SUMMARY).write_text(json.dumps(numbers))
     return folder
 
@@ -376,13 +377,16 @@ def test_list_shows_every_option_with_its_first_comment(capsys, tmp_path):
     assert set(listed) == {path.stem for path in (CONFIGS / "solver").glob("[!_]*.yaml")} | {"mine"}
 
 
-def test_rows_of_options_are_cut_at_the_width_of_the_terminal(capsys, monkeypatch):
+def test_options_fit_the_width_of_the_terminal(capsys, monkeypatch):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "70")
     assert main(["list", "solvers"]) == 0
     rows = capsys.readouterr().out.splitlines()
-    assert max(map(len, rows)) == 100
-    assert next(row for row in rows if row.startswith("rk4_classic")).endswith("…")
+    assert max(map(len, rows)) <= 70
+    assert rows[0].split() == ["SOLVER", "ORDER", "ADAPTIVE", "STIFF", "FOR"]
+    assert re.split(r"\s\s+", next(row for row in rows if row.startswith("rk4 ")))[1:4] == ["4", "-", "-"]
+    text = " ".join(row.partition("  ")[2].strip() for row in rows)
+    assert "Runge-Kutta 3/8 rule, order 4, fixed steps" in text  # wrapped between words
 
 
 def test_every_option_has_a_first_comment(capsys):
@@ -404,10 +408,10 @@ def test_list_runs_shows_results_and_skips_a_damaged_run(run, capsys):
     assert main(["list", "runs", str(run.parent)]) == 0
     out, err = capsys.readouterr()
     header, row = out.splitlines()
-    columns = ["RUN", "MODEL", "SOLVER", "TOL", "STATUS", "STEP", "ETA", "BEST", "NFE", "MINUTES", "DISK"]
-    assert header.split() == columns
-    assert row.split()[:7] == [str(run), "odenet", "dopri5", "0.001", "done", "10", "-"]
-    assert row.split()[7:] == ["val/accuracy", "0.9877", "20.0", "3.2", "0.0", "MiB"]
+    settings, state = ["RUN", "MODEL", "SOLVER", "TOL", "GRADIENT"], ["STATUS", "STEP", "ETA", "BEST", "TEST", "NFE"]
+    assert header.split() == [*settings, *state, "MEMORY", "MINUTES", "DISK"]
+    assert row.split()[:8] == [str(run), "odenet", "dopri5", "0.001", "adjoint", "done", "10", "-"]
+    assert row.split()[8:] == ["val/accuracy", "0.9877", "0.9700", "20.0+38.5", "49.4", "MiB", "3.2", "0.0", "MiB"]
     assert "b_run" in err
     assert "b_run/summary.json is damaged" in err
     assert f"{lost} is damaged: status.json is missing" in err

@@ -89,6 +89,7 @@ def test_columns_have_labels_and_disk_use(runs, capsys):
     assert header[-1] == "DISK"
     assert first[1:5] == ["first", "baseline,", "small", "mlp"]
     assert second[1:4] == ["-", "other", "mlp"]
+    assert header[6:9] == ["GRADIENT", "LR", "SEED"]  # what else differs
     size = sum(path.stat().st_size for path in (runs / "a").rglob("*") if path.is_file())
     assert first[-2:] == [f"{size / 2**20:.1f}", "MiB"]
 

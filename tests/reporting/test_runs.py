@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from odebench.errors import UsageError
+from odebench.record.differences import differing_columns, distinguishing_keys
 from odebench.reporting import notes
-from odebench.reporting.runs import collect_runs, differing_columns, distinguishing_keys, read_evaluations, read_rows
+from odebench.reporting.runs import collect_runs, read_evaluations, read_rows
 
 
 def test_varying_options_are_shown_without_settings_that_follow_from_them():

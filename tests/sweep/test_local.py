@@ -27,8 +27,8 @@ def test_every_job_ends_with_a_status_and_the_worst_is_the_exit_code(sweep, tmp_
     assert sweep("model.hidden=10,1,2,3,9") == 1
     assert statuses(tmp_path / "sweep") == ["done", "failed", "failed", "diverged", "failed"]
     out = capsys.readouterr().out.splitlines()
-    assert out[0].split() == ["JOB", "STATUS", "STEP", "ETA", "BEST", "NFE", "MINUTES", "SETTINGS"]
-    assert out[1].split() == ["0", "done", "20", "-", "val/accuracy", "0.5000", "-", "-", "model.hidden=10"]
+    assert out[0].split() == ["JOB", "STATUS", "STEP", "ETA", "BEST", "TEST", "NFE", "MEMORY", "MINUTES", "SETTINGS"]
+    assert out[1].split() == ["0", "done", "20", "-", "val/accuracy", "0.5000", *"----", "model.hidden=10"]
     reasons = [line.partition("  (")[0] for line in out[6:10]]
     assert reasons == [
         "job 1 failed: RuntimeError: it broke",
@@ -55,19 +55,21 @@ def test_cluster_jobs_limits_simultaneous_jobs(sweep, fake_training, tmp_path, c
 
 def test_resume_runs_what_has_not_ended_and_nothing_else(sweep, fake_training, tmp_path, capsys, caplog):
     first = tmp_path / "sweep"
-    thread = run_when(lambda: (first / "0003_mlp" / "ready").exists(), lambda: os.kill(os.getpid(), signal.SIGINT))
+    thread = run_when(
+        lambda: (first / "0003_hidden=50" / "ready").exists(), lambda: os.kill(os.getpid(), signal.SIGINT)
+    )
     assert sweep("model.hidden=10,3,4,50,11") == 1
     thread.join()
     assert statuses(first) == ["done", "diverged", "failed", "interrupted", "queued"]
     assert "SIGINT: no further job starts, 1 saves and exits" in caplog.messages
     assert "continue with: odebench resume sweep" in capsys.readouterr().out
     before = len(starts(fake_training))
-    last = first / "0003_mlp" / layout.LAST_CHECKPOINT
-    last.rename(first / "0003_mlp" / layout.PREVIOUS_CHECKPOINT)  # which is enough to go on from
+    last = first / "0003_hidden=50" / layout.LAST_CHECKPOINT
+    last.rename(first / "0003_hidden=50" / layout.PREVIOUS_CHECKPOINT)  # which is enough to go on from
     assert main(["resume", str(first), "cluster.jobs=2"]) == 3
     assert statuses(first) == ["done", "diverged", "done", "done", "done"]
     again = {(command, job) for command, job, _ in starts(fake_training)[before:]}
-    assert again == {("train", "0002_mlp"), ("resume", "0003_mlp"), ("train", "0004_mlp")}
+    assert again == {("train", "0002_hidden=4"), ("resume", "0003_hidden=50"), ("train", "0004_hidden=11")}
     assert main(["resume", str(first)]) == 3
     assert len(starts(fake_training)) == before + 3
     assert len(load_sweep(first).log_path(load_sweep(first).jobs[3]).read_text().splitlines()) == 2
@@ -89,9 +91,9 @@ def test_a_second_process_cannot_resume_the_same_sweep(sweep, tmp_path, capsys):
 def test_a_failed_job_is_retried_unless_its_settings_are_invalid(sweep, fake_training, tmp_path):
     assert sweep("model.hidden=4,1,2,10", retry=2) == 1
     assert statuses(tmp_path / "sweep") == ["done", "failed", "failed", "done"]
-    assert [job for _, job, _ in starts(fake_training)] == ["0000_mlp"] * 2 + ["0001_mlp"] * 3 + [
-        "0002_mlp",
-        "0003_mlp",
+    assert [job for _, job, _ in starts(fake_training)] == ["0000_hidden=4"] * 2 + ["0001_hidden=1"] * 3 + [
+        "0002_hidden=2",
+        "0003_hidden=10",
     ]
 
 
@@ -101,7 +103,7 @@ def test_fail_fast_stops_the_sweep_at_the_first_failure_but_not_at_a_divergence(
 
 
 def test_a_second_ctrl_c_kills_the_jobs(sweep, tmp_path, monkeypatch):
-    ready, stop_requests = tmp_path / "sweep" / "0000_mlp" / "ready", []
+    ready, stop_requests = tmp_path / "sweep" / "0000_hidden=50" / "ready", []
     monkeypatch.setattr(
         attempts.Attempt, "stop", lambda attempt: stop_requests.append(attempt)
     )  # never finishes saving
@@ -125,7 +127,7 @@ run_sweep(plan, Path("sweep"), attempts.FailurePolicy(False, 0), False)
 
 def test_jobs_survive_a_killed_sweep_and_are_not_started_twice(fake_training, tmp_path, monkeypatch):
     crashed = subprocess.Popen([sys.executable, "-c", CRASH, str(FAKE_TRAINING)], stderr=subprocess.DEVNULL)
-    job = tmp_path / "sweep" / "0000_mlp"
+    job = tmp_path / "sweep" / "0000_hidden=50"
     wait_until((job / "ready").exists)
     crashed.kill()
     crashed.wait()
@@ -144,9 +146,9 @@ def test_jobs_survive_a_killed_sweep_and_are_not_started_twice(fake_training, tm
     thread.join()
     assert len(started) == 1
     assert [(command, name) for command, name, _ in starts(fake_training)] == [
-        ("train", "0000_mlp"),
-        ("resume", "0000_mlp"),
-        ("train", "0001_mlp"),
+        ("train", "0000_hidden=50"),
+        ("resume", "0000_hidden=50"),
+        ("train", "0001_hidden=10"),
     ]
 
 
@@ -155,7 +157,7 @@ def test_threads_and_devices_are_assigned_to_slots(sweep, fake_training, monkeyp
     assert sweep("model.hidden=10,11,12", "cluster.jobs=3", "cluster.threads=2", "cluster.devices=[4,7]") == 0
     given = {job: environment for _, job, environment in starts(fake_training)}
     assert {environment["OMP_NUM_THREADS"] for environment in given.values()} == {"2"}
-    assert [given[f"000{n}_mlp"]["CUDA_VISIBLE_DEVICES"] for n in range(3)] == ["4", "7", "4"]
+    assert [given[f"000{n}_hidden={10 + n}"]["CUDA_VISIBLE_DEVICES"] for n in range(3)] == ["4", "7", "4"]
 
 
 def test_cores_are_shared_unless_the_user_sets_the_threads(monkeypatch):
@@ -195,11 +197,11 @@ def test_a_folder_with_quotes_and_commands_in_its_path_is_only_a_path(fake_train
 @pytest.mark.slow
 def test_a_killed_and_retried_training_gives_the_results_of_an_uninterrupted_one(tiny_odenet, tmp_path):
     path = tmp_path / "sweep"
-    checkpoint = path / "0000_odenet_rk4" / layout.LAST_CHECKPOINT
+    checkpoint = path / "0000_max_minutes=98" / layout.LAST_CHECKPOINT
     thread = run_when(checkpoint.exists, lambda: os.kill(training_process(checkpoint.parents[1]), signal.SIGKILL))
     arguments = ["sweep", *tiny_odenet, *LONG, "trainer.max_minutes=98,99", "--retry", "1", "--output", str(path)]
     assert main(arguments) == 0
     thread.join()
-    killed, uninterrupted = (path / f"000{number}_odenet_rk4" for number in range(2))
+    killed, uninterrupted = (path / f"000{number}_max_minutes={98 + number}" for number in range(2))
     assert "resumed" in (killed / layout.MANIFEST).read_text()
     assert logged_values(killed) == logged_values(uninterrupted)

@@ -69,10 +69,10 @@ def test_every_combination_runs_as_a_job_of_a_sweep(fake_training, tmp_path, cap
     (path,) = (tmp_path / "outputs" / "sweeps").glob("*/*")
     sweep = load_sweep(path)
     assert [job.name for job in sweep.jobs] == [
-        "0000_odenet_dopri5",
-        "0001_odenet_dopri5",
-        "0002_odenet_rk4",
-        "0003_odenet_rk4",
+        "0000_solver=dopri5_tol=0.01",
+        "0001_solver=dopri5_tol=0.001",
+        "0002_solver=rk4_tol=0.01",
+        "0003_solver=rk4_tol=0.001",
     ]
     assert sweep.jobs[0].overrides == ("solver=dopri5", "tol=0.01")
     out, err = capsys.readouterr()
@@ -92,7 +92,7 @@ def test_a_failed_job_does_not_stop_the_others_and_the_worst_code_is_returned(la
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 @pytest.mark.parametrize("chosen", [[], ["hydra/launcher=basic"], OPTUNA], ids=["plain", "launcher", None])
 def test_a_signal_stops_all_jobs_and_resume_continues_them(chosen, number, fake_training, capsys, caplog):
-    thread = run_when(Path("here/0000_mlp/ready").exists, lambda: os.kill(os.getpid(), number))
+    thread = run_when(Path("here/0000_hidden=50/ready").exists, lambda: os.kill(os.getpid(), number))
     search = bool(chosen) and "sweeper" in chosen[0]
     assert multirun("model.hidden=choice(50)" if search else "model.hidden=50,10", *chosen) == 75
     thread.join()
@@ -107,7 +107,7 @@ def test_a_signal_stops_all_jobs_and_resume_continues_them(chosen, number, fake_
 def test_a_second_ctrl_c_kills_the_job_of_a_launcher(fake_training, monkeypatch):
     stop_requests = []
     monkeypatch.setattr(attempts.Attempt, "stop", lambda attempt: stop_requests.append(attempt))
-    run_when(Path("here/0000_mlp/ready").exists, lambda: os.kill(os.getpid(), signal.SIGINT))
+    run_when(Path("here/0000_hidden=50/ready").exists, lambda: os.kill(os.getpid(), signal.SIGINT))
     second = run_when(lambda: stop_requests, lambda: os.kill(os.getpid(), signal.SIGINT))
     assert multirun("model.hidden=50,10", "hydra/launcher=basic") == 75
     second.join()
@@ -170,7 +170,8 @@ def test_hydra_leaves_no_trace_and_the_sweep_holds_the_users_command(chosen, fak
     assert sys.argv == command == yaml.safe_load(Path("here/sweep.yaml").read_text())["command"]
     assert "HYDRA_FULL_ERROR" not in os.environ
     assert "instantiate_launcher" not in vars(Plugins.instance())
-    assert {path.name for path in Path("here").iterdir()} >= {"sweep.yaml", "0000_mlp", "lock", "logs"}
+    names = {path.name.split("=")[0] for path in Path("here").iterdir()}
+    assert names >= {"sweep.yaml", "0000_seed", "lock", "logs"}
 
 
 def test_options_of_a_users_config_dir_are_found(fake_training, tmp_path):
@@ -183,7 +184,7 @@ def test_options_of_a_users_config_dir_are_found(fake_training, tmp_path):
     words = ["solver=coarse,dopri5", "hydra/launcher=mine", "hydra.sweep.dir=here", "--config-dir", "my configs"]
     assert main(["train", "-m", *words]) == 0
     assert load_sweep(Path("here")).config_dir == folder
-    assert [job.name for job in load_sweep(Path("here")).jobs] == ["0000_odenet_rk4", "0001_odenet_dopri5"]
+    assert [job.name for job in load_sweep(Path("here")).jobs] == ["0000_solver=coarse", "0001_solver=dopri5"]
 
 
 def test_hydras_sweep_dir_is_the_folder_unless_it_is_in_use(fake_training, tmp_path, capsys):
@@ -252,7 +253,7 @@ def test_optuna_draws_from_an_interval_and_the_other_settings_are_as_given(fake_
 def test_a_search_continues_after_a_trial_with_invalid_settings(fake_training, capsys):
     assert multirun(*DRAWN, "model.hidden=choice(20,-1)", "hydra.sweeper.n_jobs=12", "cluster.jobs=4") == 1
     names = {job.name[5:] for job in load_sweep(Path("here")).jobs}
-    assert names == {"mlp", "invalid"}
+    assert names == {"hidden=20", "invalid"}
     assert OmegaConf.load("here/optimization_results.yaml").best_value == 0.2
     assert capsys.readouterr().out.splitlines()[-1].startswith("best: job ")
 
@@ -317,7 +318,7 @@ class BrokenLauncher:
 
     def launch(self, job_overrides, initial_job_idx):
         if self._job_runs:
-            Path("here/0001_mlp/status.json").write_text('{"status": "running"}')
+            Path("here/0001_seed=2/status.json").write_text('{"status": "running"}')
         raise RuntimeError("could not detect\nsrun")
 
 
@@ -359,7 +360,7 @@ def test_a_launcher_runs_the_jobs_in_separate_processes(launcher, tmp_path, tiny
     command = [sys.executable, "-m", "odebench", "train", *arguments, "trainer.iterations=2"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
-    runs = [read_run(tmp_path / "here" / f"{number:04d}_mlp") for number in range(2)]
+    runs = [read_run(tmp_path / "here" / f"{number:04d}_seed={number + 1}") for number in range(2)]
     assert [run.status["status"] for run in runs] == ["done", "done"]
     assert len({run.manifest["machine"]["pid"] for run in runs}) == 2
     objectives = [f"{run.summary['objective']:.4f}" for run in runs]

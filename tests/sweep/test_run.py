@@ -22,8 +22,8 @@ def test_a_dry_run_prints_the_jobs_and_writes_nothing(fake_training, tmp_path, c
     assert main(["sweep", "model=mlp", "seed=1,2", "cluster=slurm", "--dry-run"]) == 0
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
         ["JOB", "FOLDER", "SETTINGS"],
-        ["0", "0000_mlp", "seed=1"],
-        ["1", "0001_mlp", "seed=2"],
+        ["0", "0000_seed=1", "seed=1"],
+        ["1", "0001_seed=2", "seed=2"],
         ["2", "jobs,", "all", "valid;", "nothing", "was", "started"],
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["notes"]
@@ -91,7 +91,7 @@ def test_a_job_that_is_given_more_than_once_runs_once(caplog):
 
 def test_a_sweep_resumes_without_its_logs_and_folders_of_jobs(sweep, tmp_path):
     sweep("model.hidden=10,11")
-    for path in ("logs", "0000_mlp"):
+    for path in ("logs", "0000_hidden=10"):
         shutil.rmtree(tmp_path / "sweep" / path)
     assert main(["resume", "sweep"]) == 0
     assert statuses(tmp_path / "sweep") == ["done"] * 2
@@ -103,12 +103,15 @@ def test_the_jobs_of_a_sweep_are_listed_later(sweep, tmp_path, capsys):
     capsys.readouterr()
     assert main(["list", "runs", "sweep"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [(row[0], row[4]) for row in rows[1:]] == [("sweep/0000_mlp", "done"), ("sweep/0001_mlp", "diverged")]
+    assert [(row[0], row[6]) for row in rows[1:]] == [
+        ("sweep/0000_hidden=10", "done"),
+        ("sweep/0001_hidden=3", "diverged"),
+    ]
 
 
 def test_a_sweep_with_a_damaged_result_is_listed_and_resumed(sweep, tmp_path, capsys):
     sweep("model.hidden=10,11")
-    (tmp_path / "sweep" / "0000_mlp" / "summary.json").write_text('{"objective": "a"}')
+    (tmp_path / "sweep" / "0000_hidden=10" / "summary.json").write_text('{"objective": "a"}')
     capsys.readouterr()
     for words in (["list", "runs", "sweep"], ["resume", "sweep"]):
         assert main(words) == 0
@@ -138,7 +141,7 @@ def test_on_a_terminal_the_table_has_the_counts_and_a_row_for_each_job_that_runs
         display.update(jobs[1], RunOverview(os.curdir, "running", 5, 75.0, "", {}, {}))
         display.refresh()
         drawn = sys.stderr.getvalue()
-    assert "1 queued, 1 running, 1 done" in drawn
+    assert "1 of 3, about 0 s left: 1 queued, 1 running, 1 done" in drawn
     assert "job 1: running, step 5, 1:15 to go  seed=1" in drawn
 
 
@@ -151,4 +154,8 @@ def test_without_a_terminal_lines_report_changes_and_sometimes_all_jobs(monkeypa
         for _ in range(2):
             display.update(job, RunOverview(os.curdir, "running", 5, 3675.0, "", {}, {}))
         display.refresh()
-    assert caplog.messages == ["job 0: running, step 5, 1:01:15 to go  seed=0", "1 running", *caplog.messages[:1]]
+    assert caplog.messages == [
+        "job 0: running, step 5, 1:01:15 to go  seed=0",
+        "0 of 1: 1 running",
+        *caplog.messages[:1],
+    ]

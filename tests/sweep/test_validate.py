@@ -8,10 +8,11 @@ from odebench.sweep.validate import Job, job_labels, validate_jobs
 def test_jobs_are_numbered_and_named():
     jobs, outputs = validate_jobs([["model=mlp", "outputs=here"], ["solver=rk4"]])
     assert jobs == [
-        Job(0, "0000_mlp", ("model=mlp", "outputs=here")),
-        Job(1, "0001_odenet_rk4", ("solver=rk4",)),
+        Job(0, "0000_model=mlp_outputs=here", ("model=mlp", "outputs=here")),
+        Job(1, "0001_solver=rk4", ("solver=rk4",)),
     ]
     assert outputs == "outputs"
+    assert [job.name for job in validate_jobs([["model=mlp", "seed=3"]])[0]] == ["0000_mlp"]
 
 
 def test_every_error_is_reported_once_with_its_jobs():

@@ -1,5 +1,7 @@
 """The quantities that each task measures, with units, and the splits that a model is evaluated on."""
 
+import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 # The splits that a trained model can be evaluated on, the default first.
@@ -58,3 +60,36 @@ QUANTITIES: dict[str, dict[str, Quantity]] = {
 def higher_is_better(name: str) -> bool:
     """Return whether a higher value of this quantity, such as accuracy, is better."""
     return any(name in of_task and of_task[name].higher_is_better for of_task in QUANTITIES.values())
+
+
+# The quantities that tell most about a model, the most telling first.
+_HEADLINES = ("accuracy", "auc", "bits_per_dim", "kl_nats", "rmse_extrapolation", "mse", "nll_nats", "loss")
+_SHORT_NAMES = {
+    "auc": "AUC",
+    "bits_per_dim": "bits/dim",
+    "elbo_nats": "ELBO",
+    "kl_nats": "KL",
+    "mse": "MSE",
+    "mse_per_feature": "MSE a feature",
+    "nll_nats": "NLL",
+    "rmse_extrapolation": "RMSE beyond",
+    "rmse_interpolation": "RMSE within",
+}
+
+
+def headlines(objective: str, values: Mapping[str, float | None]) -> list[str]:
+    """Return the objective, then the other measured quantities that tell most about a model.
+
+    values: the measured quantities. Those with the same number as the objective are left out: the loss may be the
+    negative ELBO.
+    """
+    size = abs(values.get(objective) or math.nan)
+    return [
+        objective,
+        *(name for name in _HEADLINES if name in values and name != objective and abs(values[name] or 0.0) != size),
+    ]
+
+
+def short_name(name: str) -> str:
+    """Return a quantity's name for a terminal, such as ``KL`` for ``kl_nats``."""
+    return _SHORT_NAMES.get(name, name.replace("_", " "))
