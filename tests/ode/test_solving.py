@@ -295,7 +295,8 @@ def test_a_field_that_is_nan_beyond_a_step_too_long_is_still_solved():
     """sqrt(y) is NaN where an attempted step leaves the domain; a smaller one does not."""
     y0 = torch.ones(1, dtype=torch.float64)
     solution = solve(lambda t, y: -torch.sqrt(y), y0, [0.0, 1.9], first_step=1.9, rtol=1e-8, atol=1e-8)
-    assert solution.stats.rejected > 0
+    assert solution.stats.rejected == len(solution.stats.rejected_steps) > 0
+    assert solution.stats.rejected_steps[0] == (0.0, 1.9)
     assert float(solution.y[-1]) == pytest.approx((1 - 1.9 / 2) ** 2, abs=1e-6)
 
 

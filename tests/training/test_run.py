@@ -69,7 +69,8 @@ def test_every_model_trains_tests_once_and_writes_a_complete_record(model, train
     names = {path.name for path in result.folder.iterdir()}
     files = {"settings.yaml", "overrides.txt", "manifest.json", "status.json", "metrics.jsonl", "summary.json"}
     assert names >= files
-    assert {path.name for path in (result.folder / "figures").iterdir()} >= {"curves.png", "confusion.png"}
+    figures = {"curves.png", "confusion.png"} | ({"step_sizes.png"} if model in ("odenet", "rknet") else set())
+    assert {path.name for path in (result.folder / "figures").iterdir()} == figures
     steps, values = run.series("train/loss")
     assert steps == list(range(1, 9))
     assert all(map(math.isfinite, values))
@@ -738,11 +739,12 @@ def test_checkpoints_execute_nothing(odenet_run, tmp_path):
     assert not (folder / "executed").exists()
 
 
-def test_the_accepted_steps_of_a_training_step_are_kept(train):
+def test_the_steps_of_a_training_step_are_kept(train):
     run = read_run(train("tol=1e-2").folder)
     kept = json.loads((run.path / layout.STEP_SIZES).read_text())
     assert kept["step"] == run.metrics[-1]["step"]
     assert [sum(sizes) for sizes in kept["solves"]] == pytest.approx([1.0])
+    assert len(kept["rejected"]) == 1
 
 
 def test_the_manifest_holds_the_provenance_of_the_numbers(train):
