@@ -19,6 +19,7 @@ import results
 from formatting import markdown
 from reproduction_tables import (
     error_line,
+    growth_table,
     missed_by_chance,
     origins,
     overview_rows,
@@ -51,10 +52,11 @@ REPRODUCED = {
     "ffjord-mnist": partial(result_table, numbers=("final/test_bits_per_dim", "final/test_nfe")),
     "regularisers": partial(result_table, numbers=(NLL, "final/test_nfe", "final/nfe_forward", MINUTES)),
     "spirals": None,
-    "table2": None,
+    "table2": partial(pivot_table, numbers=["final/test_rmse_extrapolation"], separator=", "),
     "poisson": partial(result_table, numbers=("final/test_rate_rmse", "final/test_constant_rate_rmse")),
-    "hopper": None,
-    "physionet": None,
+    "hopper": partial(pivot_table, numbers=["final/test_mse"], separator=", ", swapped=True),
+    "physionet": partial(result_table, numbers=["final/test_mse_per_feature"]),
+    "memory-growth": growth_table,
 }
 # The page in docs/reproduced of a file that has none of its own name.
 PAGES = {"figure5-small": "figure5", "ffjord-toy-full": "ffjord-toy", "spirals": "table2"}

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import results
 from formatting import markdown, scientific
 
-from odebench.reporting.formatting import PARAMETERS, display_scale, format_value
+from odebench.reporting.formatting import PARAMETERS, PEAK_MIB, SAVED_MIB, display_scale, format_value
 from odebench.reporting.notes import plural
 from odebench.reproduce.catalogue import Reproduction, find_reproduction
 from odebench.reproduce.table import RowVerdict, format_interval, judge_again, judge_rows, read_measurement
@@ -29,6 +29,7 @@ from odebench.reproduce.verdicts import (
 Row = dict[str, str]
 
 KL = "final/test_kl_nats"
+MEMORY_TAGS = (SAVED_MIB, PEAK_MIB)
 NOT_JUDGED = (OTHER_MACHINE, MISSING)
 INTERVAL_VERDICTS = (REPRODUCED, BETTER, CANNOT_TELL, WORSE)
 
@@ -107,15 +108,16 @@ def origins(names: Iterable[str]) -> str:
 
 
 def origin(name: str) -> str:
-    """The command that made the file with this NAME, what it trained, and a link to the file."""
+    """The commands that made the file with this NAME, what they trained, and a link to the file."""
     rows = results.read(name)
-    command = " ".join(word for word in rows[0]["command"].split() if not word.startswith("trainer.threads="))
+    commands = dict.fromkeys(re.sub(r" trainer\.(threads|figures)=\w+| --rows .*", "", row["command"]) for row in rows)
     # Rows with equal minutes, to the last digit, come from the same training.
     minutes = sum({float(row["minutes"]) * int(row["seeds"]) for row in rows if row["minutes"]})
     planned, done = {row["row"] for row in rows}, {row["row"] for row in rows if row["ours"]}
     share = f"{' and '.join(shares(rows))} of `budget=full`, " if any(row["share"] for row in rows) else ""
     some = f"{len(done)} of {len(planned)} rows, " * (done != planned)
-    return f"`{command}`: {share}{some}{minutes:.0f} minutes; [results](../results/{results.path_of(name).name})"
+    made_by = " and ".join(f"`{one}`" for one in commands)
+    return f"{made_by}: {share}{some}{minutes:.0f} minutes; [results](../results/{results.path_of(name).name})"
 
 
 def own_settings(names: Iterable[str]) -> str:
@@ -190,11 +192,12 @@ def result_table(rows: Sequence[Row], numbers: Sequence[str]) -> str:
     return markdown(["", *(titled(rows, number) for number in numbers)], cells)
 
 
-def pivot_table(rows: Sequence[Row], numbers: Sequence[str], separator: str) -> str:
-    """A table of rows named "A: B" with this separator: lines are the A and columns the B."""
+def pivot_table(rows: Sequence[Row], numbers: Sequence[str], separator: str, swapped: bool = False) -> str:
+    """A table of rows named "A: B" with this separator: lines are the A and columns the B, or swapped."""
     found: dict[str, dict[str, str]] = {}
     for name, its in by_row(rows).items():
         line, _, column = name.partition(separator)
+        line, column = (column, line) if swapped else (line, column)
         found.setdefault(line, {})[column] = ", ".join(result_cell(its, number) for number in numbers)
     columns = list(dict.fromkeys(column for its in found.values() for column in its))
     lines = [[line, *(its.get(column, "–") for column in columns)] for line, its in found.items()]
@@ -255,6 +258,33 @@ def width_table(rows: Sequence[Row]) -> str:
     lines = [[target, *(", ".join(its[size]) for size in sizes)] for target, its in found.items()]
     lines.append(["parameters", *("; ".join(counts) for counts in sizes.values())])
     return markdown(["test KL (nats): CNF, planar flow", *(f"M = K = {size}" for size in sizes)], lines)
+
+
+def growth_table(rows: Sequence[Row]) -> str:
+    """A table of saved and peak memory of rows named "A, L = DEPTH": at both ends, and by how much a layer adds."""
+    found: dict[str, dict[int, dict[str, Row]]] = {}
+    for name, its in by_row(rows).items():
+        line, depth = name.split(", L = ")
+        found.setdefault(line, {})[int(depth)] = its
+    lines = []
+    for line, by_depth in found.items():
+        first, last = min(by_depth), max(by_depth)
+        cells = [line]
+        for tag in MEMORY_TAGS:
+            low, high = (float(by_depth[depth][tag]["ours"]) for depth in (first, last))
+            cells.append(f"{low:.2f} to {high:.2f}, {(high - low) / (last - first):.3f}")
+        lines.append(cells)
+    return markdown([f"MiB, L = {first} to {last}, and for each further layer", "saved for backward", "peak"], lines)
+
+
+def cost_table(rows: Sequence[Row]) -> str:
+    """A table of operations and parameters of rows named "M = WIDTH", and of operations divided by the width."""
+    lines = []
+    for name, its in by_row(rows).items():
+        flops, width = float(its["final/flops"]["ours"]), int(name.removeprefix("M = "))
+        parameters = f"{float(its['parameters']['ours']):,.0f}"
+        lines.append([f"{width:,}", parameters, f"{flops / 1e6:,.0f}", f"{flops / 1e6 / width:.3f}"])
+    return markdown(["M", "parameters", "MFLOPs", "MFLOPs / M"], lines)
 
 
 def solver_table(rows: Sequence[Row]) -> str:

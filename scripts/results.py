@@ -1,6 +1,7 @@
 """The committed measurements: docs/results/NAME.MACHINE.torch-VERSION.csv, one file for each NAME.
 
-    python scripts/results.py NAME FILE.csv      store a measurement, replacing the previous one
+    python scripts/results.py NAME FILE.csv            store a measurement, replacing the previous one
+    python scripts/results.py NAME FILE.csv --add      keep the rows of the previous one that FILE.csv does not have
 
 FILE.csv comes from `odebench reproduce` (reproduction.csv) or `odebench bench` (results.csv). Files of results that do
 not depend on the machine, such as NFE, have only the versions in their name. ``render_tables.py`` makes the tables of
@@ -79,6 +80,13 @@ def versions(rows: Iterable[dict[str, Any]]) -> list[str]:
     return [f"torch-{'_'.join(found)}"] if found else []
 
 
+def with_rows_of(name: str, rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """The rows of the file with this NAME, replaced by those of the same row and number, with the others added."""
+    new = {(row["row"], row["number"]): row for row in rows}
+    kept = [new.pop((row["row"], row["number"]), row) for row in read(name)]
+    return [*kept, *new.values()]
+
+
 def link(name: str) -> str:
     """A link to the file with this NAME, for a page in docs/."""
     return f"[{name}]({RESULTS.name}/{path_of(name).name})"
@@ -114,8 +122,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name")
     parser.add_argument("file", type=Path)
+    parser.add_argument("--add", action="store_true")
     arguments = parser.parse_args()
-    print(keep(arguments.name, read_csv(arguments.file)).relative_to(RESULTS.parent.parent))
+    rows = read_csv(arguments.file)
+    rows = with_rows_of(arguments.name, rows) if arguments.add else rows
+    print(keep(arguments.name, rows).relative_to(RESULTS.parent.parent))
 
 
 if __name__ == "__main__":

@@ -418,6 +418,37 @@ def test_the_table_of_figure_4_has_a_line_for_each_target_and_a_column_for_each_
     assert text[2:] == ["| target 1 | 0.05, 0.7 | 0.006, 0.02 |", "| parameters | 1,516; 10 | 2,704; 40 |"]
 
 
+def test_the_table_of_memory_has_both_ends_and_the_growth(script):
+    rows = [
+        reproduced(f"{name}, L = {depth}", f"{kind}_mib", ours=str(base + slope * depth))
+        for name, base, slope in (("ResNet", 2, 0.5), ("ODE-Net, adjoint", 3, 0))
+        for depth in (1, 6, 21)
+        for kind in ("saved", "peak")
+    ]
+    text = script("reproduction_tables").growth_table(rows).splitlines()
+    assert text[0] == "| MiB, L = 1 to 21, and for each further layer | saved for backward | peak |"
+    growing, constant = "2.50 to 12.50, 0.500", "3.00 to 3.00, 0.000"
+    expected = [("ResNet", growing, growing), ("ODE-Net, adjoint", constant, constant)]
+    assert text[2:] == [f"| {' | '.join(line)} |" for line in expected]
+
+
+def test_the_table_of_costs_divides_operations_by_the_width(script):
+    rows = [reproduced("M = 1024", "flops", ours="2048000000"), reproduced("M = 1024", "", ours="9000")]
+    rows[1]["number"] = "parameters"
+    text = script("reproduction_tables").cost_table(rows).splitlines()
+    assert text[2:] == ["| 1,024 | 9,000 | 2,048 | 2.000 |"]
+
+
+def test_rows_of_another_measurement_are_added_to_a_file(tables, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables.results, "RESULTS", tmp_path)
+    machine = {"machine": "AMD EPYC, threads: 1, torch 2.13.0+cpu"}
+    old = [reproduced(name, "test_mse", ours="1") | machine for name in ("RNN", "latent ODE")]
+    tables.results.keep("hopper", old)
+    new = [reproduced(name, "test_mse", ours="2") | machine for name in ("last value", "RNN")]
+    rows = tables.results.with_rows_of("hopper", new)
+    assert [(row["row"], row["ours"]) for row in rows] == [("RNN", "2"), ("latent ODE", "1"), ("last value", "2")]
+
+
 def test_the_sources_of_a_page_have_days_processors_versions_and_links(tables, tmp_path, monkeypatch):
     results = tables.results
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")

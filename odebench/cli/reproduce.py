@@ -21,6 +21,7 @@ examples:
   odebench reproduce table2 --list          our results and verdicts
   odebench reproduce table1 budget=small
   odebench reproduce table2 seed=0,1,2 cluster.jobs=2
+  odebench reproduce hopper budget=small --rows "last value"
   odebench reproduce figure4 budget=small --dry-run"""
 
 
@@ -31,6 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_settings(parser, "budget=full (default), small, ...; settings of every run, and cluster=...")
     parser.add_argument("--list", action="store_true", help="print all names, or our results and verdicts of NAME")
     parser.add_argument("--output", metavar="DIR", type=Path, help="the folder of the runs")
+    parser.add_argument("--rows", metavar="TEXT", default="", help="train only rows whose names contain TEXT")
     parser.add_argument("--dry-run", action="store_true", help="print the jobs without starting them")
     add_retries(parser)
 
@@ -43,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.list:
         list_reproductions(arguments.name)
         return 0
-    reproduction = plan_reproduction(arguments.name, arguments.overrides, arguments.output)
+    reproduction = plan_reproduction(arguments.name, arguments.overrides, arguments.output, arguments.rows)
     if arguments.dry_run:
         print_plan(reproduction.plan)
         return 0

@@ -14,7 +14,7 @@ from odebench.models.mlp import MLP
 from odebench.models.odenet import ODENet
 from odebench.models.planar_flow import PlanarFlow
 from odebench.models.resnet import ResNet
-from odebench.models.series import RNNVAE, LatentODE, gru_d, ode_rnn, rnn, rnn_decay
+from odebench.models.series import RNNVAE, ConstantBaseline, EventSmoother, LatentODE, gru_d, ode_rnn, rnn, rnn_decay
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "odenet": ODENet,
@@ -31,6 +31,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "rnn_decay": rnn_decay,
     "gru_d": gru_d,
     "rnn_vae": RNNVAE,
+    "baseline": ConstantBaseline,
+    "event_smoothing": EventSmoother,
 }
 
 __all__ = ["CNF", "FFJORD", "MLP", "MODELS", "LatentODE", "ODENet", "PlanarFlow", "ResNet"]

@@ -29,13 +29,14 @@ from odebench.reporting.evaluations import (
     figure3,
     gradient_against_tolerance,
 )
-from odebench.reporting.formatting import BACKWARD, FORWARD, MINUTES, PEAK_MIB, STEP_MS
+from odebench.reporting.formatting import BACKWARD, FORWARD, MINUTES, PEAK_MIB, SAVED_MIB, STEP_MS
 from odebench.reporting.lines import (
     MAX_PANELS,
     RESOLUTION_KEYS,
     LinesByLabel,
     MissingDataError,
     PanelKey,
+    data_name,
     group_label,
     label_keys,
     lines_by_panel,
@@ -59,6 +60,11 @@ COSTS = {
     "NFE": (FORWARD, FORWARD_LABEL),
     "time": (MINUTES, "training time (min)"),
     "memory": (PEAK_MIB, "peak memory of a training step (MiB)"),
+}
+# Tag -> title and axis label.
+MEMORY = {
+    PEAK_MIB: ("memory", COSTS["memory"][1]),
+    SAVED_MIB: ("saved memory", "memory saved for the backward pass (MiB)"),
 }
 # Model -> the setting of its size in Figure 4 of Chen et al. 2018, and its label.
 SIZES = {"cnf": ("model.width", "CNF"), "planar_nf": ("model.layers", "planar flow")}
@@ -269,13 +275,26 @@ def _nfe_over_training(collection: RunCollection) -> Comparison:
 
 
 def _memory_against_depth(collection: RunCollection) -> Comparison:
-    x, y = "depth: forward NFE, or blocks of a residual network", COSTS["memory"][1]
-
-    def panel(data: str, by_label: LinesByLabel) -> Panel:
-        return Panel(f"{data}: memory against depth", x, y, _lines(by_label, _depth, PEAK_MIB))
-
-    along = (*RESOLUTION_KEYS, "model.blocks")
-    return panel_by_data(collection, panel, min_points=2, along=along, first="gradient.name")
+    """Draw peak and saved memory against depth, two panels for each data set."""
+    x, along = "depth: forward NFE, or blocks of a residual network", (*RESOLUTION_KEYS, "model.blocks")
+    found, are_lines = lines_by_panel(
+        collection, data_name, panels_per_key=len(MEMORY), along=along, first="gradient.name"
+    )
+    panels = [
+        Panel(
+            f"{data}: {title} against depth",
+            x,
+            y,
+            _lines(by_label, _depth, tag),
+            (),
+            are_lines,
+            x_log=False,
+            y_log=False,
+        )
+        for data, by_label in found.items()
+        for tag, (title, y) in MEMORY.items()
+    ]
+    return nonempty_panels(panels)
 
 
 def _depth(group: RunGroup) -> float:
@@ -362,7 +381,7 @@ FIGURES = {
         "NFE over a training", "a run of a model with an ODE; make one: odebench train model=odenet", _nfe_over_training
     ),
     "memory-depth": FigureKind(
-        "peak memory against depth, one line per gradient mode",
+        "peak and saved memory against depth, one line per gradient mode",
         "two settings with completed runs; make them: odebench sweep gradient=adjoint,backprop tol=1e-2,1e-4",
         _memory_against_depth,
     ),

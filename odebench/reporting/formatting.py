@@ -11,6 +11,7 @@ from odebench.record import layout
 PARAMETERS = "parameters"
 FORWARD, BACKWARD = "final/nfe_forward", "final/nfe_backward"
 PEAK_MIB, STEP_MS, MINUTES = "final/peak_mib", "final/step_ms", "final/minutes"
+SAVED_MIB = "final/saved_mib"
 EMPTY = "-"
 MAX_DECIMALS = 5  # above this, use a power of ten
 MAX_DIGITS = 7  # of the largest number of a column whose numbers have the same decimals
@@ -21,7 +22,7 @@ _HEADINGS = {
     FORWARD: "NFE forward",
     BACKWARD: "NFE backward",
     PEAK_MIB: "peak memory",
-    "final/saved_mib": "memory saved for backward",
+    SAVED_MIB: "memory saved for backward",
     "final/flops": "FLOPs a step",
     STEP_MS: "step time",
     "final/samples_per_s": "samples/s",

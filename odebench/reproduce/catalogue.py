@@ -11,6 +11,8 @@ from odebench.errors import UsageError, unknown_name
 
 FULL_BUDGET = "full"
 DEFAULT_MARGIN = 0.1
+# Settings that select an evaluation of a run.
+EVALUATION_KEYS = ("solver", "tol", "gradient", "trainer.eval_batch_size")
 
 
 @dataclass(frozen=True)
@@ -98,5 +100,5 @@ def _row(raw: dict[str, Any], chosen_values: dict[str, Any]) -> TableRow:
         tags=tuple(raw["tags"]),
         better_than=tuple(map(fill, raw.get("better_than", ()))),
         within_time_of=fill(raw["within_time_of"]) if "within_time_of" in raw else None,
-        evaluation={key: fill(raw[key]) for key in ("solver", "tol", "gradient") if key in raw},
+        evaluation={key: fill(raw[key]) for key in EVALUATION_KEYS if key in raw},
     )

@@ -74,20 +74,21 @@ def collect_results(
     sweep: Sweep,
     collection: RunCollection,
 ) -> list[RowResult]:
-    """Collect the results of each row of the table.
+    """Collect the results of each row of the table that has jobs in the sweep.
 
     jobs: name of a row -> overrides of each of its runs. collection: all runs of the sweep.
     """
     runs = {run.path.name: run for run in collection.runs}
     by_settings = {job_identity(job.overrides): job for job in sweep.jobs}
-    row_jobs = {row.name: [by_settings[job_identity(job)] for job in jobs[row.name]] for row in reproduction.rows}
+    identities = {row.name: map(job_identity, jobs[row.name]) for row in reproduction.rows}
+    row_jobs = {name: [by_settings[one] for one in ids if one in by_settings] for name, ids in identities.items()}
     groups = {
         name: RunGroup({}, [runs[job.name] for job in jobs_of if job.name in runs])
         for name, jobs_of in row_jobs.items()
     }
     expected = {key for arguments in reproduction.evaluations for key in expected_evaluations(arguments)}
     found = []
-    for row in reproduction.rows:
+    for row in (row for row in reproduction.rows if row_jobs[row.name]):
         group, minutes = groups[row.name], math.inf
         if row.within_time_of is not None:
             minutes = groups[row.within_time_of].mean(MINUTES)

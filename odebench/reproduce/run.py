@@ -46,6 +46,7 @@ EXPERIMENT_GROUPS = ("model", "data", "loss")
 # Settings that determine which fraction of the published training a run completes.
 TRAINING_LENGTH_KEYS = {"budgets", "trainer.batch_size"}
 DATA_LOCATION_KEYS = ("data.root", "data.download")
+CONSTANTS = "baseline/series"  # the experiment of constant predictions, which pictures leave out
 COMPARISON_FILE = "comparison.png"
 COMPARE_COMMAND = (sys.executable, "-m", "odebench.training.comparison")
 
@@ -125,12 +126,14 @@ def _experiments(reproduction: Reproduction) -> list[str]:
     return [one.removeprefix("experiment=") for one in overrides if one.startswith("experiment=")]
 
 
-def plan_reproduction(name: str | None, overrides: Sequence[str], output: Path | None) -> ReproductionPlan:
+def plan_reproduction(
+    name: str | None, overrides: Sequence[str], output: Path | None, rows: str = ""
+) -> ReproductionPlan:
     """Expand and validate the jobs without writing anything.
 
     overrides: budget=NAME, settings for all runs, and cluster settings. output: the folder for the runs; None: choose
-    it. Raises UsageError if the name is unknown, an experiment is missing, an override conflicts with the rows, or the
-    folder holds other runs.
+    it. rows: train only rows whose names contain this text. Raises UsageError if the name is unknown, no row has the
+    text, an experiment is missing, an override conflicts with the rows, or the folder holds other runs.
     """
     reproduction = find_reproduction(name)
     if missing := _missing_experiment(reproduction, options("experiment")):
@@ -145,14 +148,18 @@ def plan_reproduction(name: str | None, overrides: Sequence[str], output: Path |
     _check_overrides(reproduction, settings)
     more = [*known[budget], *settings]
     jobs = {row.name: [tuple(job) for job in expand([[*row.job, *more]])] for row in reproduction.rows}
-    distinct = list(dict.fromkeys(job for of_row in jobs.values() for job in of_row))
+    chosen = [row for row in jobs if rows in row]
+    if not chosen:
+        raise UsageError(f"--rows {rows}: no row of {reproduction.name} has this text; its rows are {'; '.join(jobs)}")
+    distinct = list(dict.fromkeys(job for row in chosen for job in jobs[row]))
     valid, outputs = validate_jobs(distinct, num_processes=processes)
     folder = output or Path(outputs) / "reproduce" / f"{reproduction.name}-{budget}"
     if is_sweep(folder):
-        _check_existing_jobs(folder, distinct)
+        _check_existing_jobs(folder, [job for of_row in jobs.values() for job in of_row])
     else:
         choose_folder(folder, outputs)
     command = ["odebench", "reproduce", reproduction.name, *(one for one in overrides if one not in cluster)]
+    command += ["--rows", rows] if rows else []
     return ReproductionPlan(reproduction, SweepPlan(valid, outputs, cluster, None), folder, jobs, shlex.join(command))
 
 
@@ -265,7 +272,8 @@ def _print_and_write(planned: ReproductionPlan, sweep: Sweep) -> None:
     """Print the tables, and write them with the figures to the sweep's folder, replacing earlier ones."""
     reproduction, collection = planned.reproduction, collect_runs([sweep.path])
     found = collect_results(reproduction, planned.jobs, sweep, collection)
-    lines = judge_rows(reproduction, measurements(found))
+    shown = {result.row.name for result in found}
+    lines = [line for line in judge_rows(reproduction, measurements(found)) if line.ours.row in shown]
     tables = [*([verdict_table(lines)] if lines else []), results_table(found)]
     sources = dict.fromkeys(line.published.citation for line in lines if line.published)
     remarks = [notes.status_counts(collection), *notes.caveats(collection)]
@@ -274,7 +282,8 @@ def _print_and_write(planned: ReproductionPlan, sweep: Sweep) -> None:
     drawn, left_out = render_figures(collection, reproduction.figures)
     for message in left_out.values():
         log.info("omitted: %s", message)
-    pictures = _run_figures(reproduction, found) | _comparison_figure(reproduction, found, sweep)
+    pictured = [result for result in found if f"experiment={CONSTANTS}" not in result.row.job]
+    pictures = _run_figures(reproduction, pictured) | _comparison_figure(reproduction, pictured, sweep)
     head = f"# {reproduction.title}\n\n{reproduction.source}\n"
     images = "".join(f"\n![{name.removesuffix('.png')}]({name})\n" for name in pictures)
     text = "\n".join([head, *map(as_markdown, tables), *(f"- {remark}" for remark in remarks), images])
@@ -301,7 +310,7 @@ def _comparison_figure(reproduction: Reproduction, found: Sequence[RowResult], s
 
     This happens in another process, since it needs torch. Returns file name -> content.
     """
-    if not reproduction.comparison or not all(result.group.done_runs for result in found):
+    if not reproduction.comparison or not found or not all(result.group.done_runs for result in found):
         return {}
     path = sweep.path / COMPARISON_FILE
     arguments = [one for result in found for one in (result.row.name, str(result.group.done_runs[0].path))]

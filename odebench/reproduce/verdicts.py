@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from odebench.config.schema.quantities import higher_is_better
-from odebench.reporting.formatting import MINUTES, PARAMETERS, PEAK_MIB, format_number, format_value
+from odebench.reporting.formatting import MINUTES, PARAMETERS, PEAK_MIB, SAVED_MIB, format_number, format_value
 from odebench.reporting.published import PublishedValue, format_percent, is_partial_budget
 from odebench.reporting.runs import mean_and_std
 
@@ -19,7 +19,7 @@ CONFIDENCE = 0.95
 Z = 1.959963984540054  # half-width of a normal interval, in standard deviations
 MAX_SEEDS = 1000
 # Quantities that depend neither on the seed nor on the training.
-EXACT_TAGS = (PARAMETERS, PEAK_MIB, "final/saved_mib")
+EXACT_TAGS = (PARAMETERS, PEAK_MIB, SAVED_MIB)
 CHANCE_AUC = 0.5
 
 REPRODUCED, BETTER, WORSE, TIE = "reproduced", "better", "worse", "tie"
@@ -171,8 +171,9 @@ def judge_pair(ours: Measurement, other: Measurement, margin: float, published_r
         notes.append(f"ratio {ours.mean / other.mean:.2f} (published {published_ratio:.2f})")
     notes += [f"{one.missing} of {one.row}" for one in (ours, other) if one.missing]
     if ours.is_partial or other.is_partial:
-        shares = " and ".join("?" if one.share is None else format_percent(one.share) for one in (ours, other))
-        return Verdict(PARTIAL, ", ".join([f"{shares} of the published trainings", *notes]))
+        shares = [format_percent(one.share) for one in (ours, other) if one.share is not None]
+        trainings = f"{' and '.join(shares)} of the published training{'s' * (len(shares) > 1)}"
+        return Verdict(PARTIAL, ", ".join([trainings, *notes]))
     gap, allowed = ours.mean - other.mean, absolute_margin(ours.tag, margin, other.mean)
     error = _difference_error(ours, other)
     half = error.half_width(error.num_seeds)

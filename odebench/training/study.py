@@ -5,7 +5,8 @@ of the model's outputs, and the NFE and time of a training step. The error is me
 model, solved far more accurately in float64.
 
 If gradients are compared, the study also measures the memory of a training step, and two errors of its gradient:
-against the exact gradient of the same discrete solve, and against the gradient of the reference.
+against the exact gradient of the same discrete solve, and against the gradient of the reference; and the error of the
+initial states after solving back from the final ones, as the adjoint does.
 """
 
 import contextlib
@@ -14,18 +15,19 @@ import logging
 import re
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
 from odebench.config.settings import Settings
 from odebench.console import print_table
 from odebench.errors import Diverged, UsageError
-from odebench.ode import SolveError
+from odebench.ode import Solution, SolveError
 from odebench.record.profiling import measure_step
 from odebench.tasks import Loss, Task
 from odebench.training.restored_state import restored_state
@@ -61,6 +63,7 @@ _COST_COLUMNS = {
     "peak_mib": ("peak MiB", "{:.4g}"),
     "gradient_error_discrete": ("gradient error (discrete)", "{:.1e}"),
     "gradient_error": ("gradient error", "{:.1e}"),
+    "return_error": ("return error", "{:.1e}"),
 }
 
 
@@ -168,6 +171,7 @@ class ReferenceModel:
             if cost and self._gradient is not None:
                 metrics["peak_mib"] = _peak_mib(run)
                 metrics["gradient_error"] = relative_error(gradient, self._gradient)
+                metrics["return_error"] = _return_error(task, split, self._num)
                 if (discrete := _discrete_gradient(self._saved, run, overrides)) is not None:
                     metrics["gradient_error_discrete"] = relative_error(gradient, discrete)
         except Diverged as error:
@@ -178,6 +182,28 @@ class ReferenceModel:
 def relative_error(value: Tensor, exact: Tensor) -> float:
     """Return the 2-norm of the difference, divided by the 2-norm of the exact value."""
     return ((value.double() - exact.double()).norm() / exact.double().norm()).item()
+
+
+@torch.no_grad()
+def _return_error(task: Task, split: str, num: int) -> float:
+    """Solve each ODE of the outputs forth and back. Returns the relative error of all initial states together."""
+    solve, starts, returned = task.eval_solve, list[Tensor](), list[Tensor]()
+    assert solve is not None
+
+    def solve_and_return(f: Callable[..., Any], y0: Any, t: Any, **options: Any) -> Solution:
+        solution = solve(f, y0, t, **options)
+        end = tree_map(lambda y: y[-1], solution.y)
+        back = solve(f, end, solution.t[..., [-1, 0]], **options)
+        starts.extend(y.flatten() for y in tree_leaves(y0))
+        returned.extend(y[-1].flatten() for y in tree_leaves(back.y))
+        return solution
+
+    task.eval_solve = cast(Any, solve_and_return)
+    try:
+        task_outputs(task, split, num)
+    finally:
+        task.eval_solve = solve
+    return relative_error(torch.cat(returned), torch.cat(starts))
 
 
 def _time_training_step(run: TrainedRun) -> tuple[dict[str, float], Tensor]:

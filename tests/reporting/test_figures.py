@@ -268,11 +268,12 @@ def test_a_damaged_file_of_steps_raises_an_error(corpus):
 
 def test_memory_of_residual_networks_is_drawn_at_their_number_of_blocks(record, runs, points):
     for blocks in (2, 4):
-        record(model__name="resnet", model__blocks=blocks, solver__name="none", summary={"final/nfe_forward": None})
-    (axes,) = figures.draw("memory-depth", collect_runs([runs])).axes
-    (line,) = axes.lines
-    assert line.get_xydata().tolist() == [[2, 50], [4, 50]]
-    assert points(axes) == {}  # one line needs no name, such as a gradient mode that all runs share
+        summary = {"final/nfe_forward": None, "final/saved_mib": 10.0 * blocks}
+        record(model__name="resnet", model__blocks=blocks, solver__name="none", summary=summary)
+    peak, saved = figures.draw("memory-depth", collect_runs([runs])).axes
+    assert [line.get_xydata().tolist() for line in peak.lines] == [[[2, 50], [4, 50]]]
+    assert [line.get_xydata().tolist() for line in saved.lines] == [[[2, 20], [4, 40]]]
+    assert points(peak) == points(saved) == {}  # one line needs no name, such as a gradient mode that all runs share
 
 
 def test_curves_are_means_over_seeds_at_the_steps_that_all_have():

@@ -200,9 +200,9 @@ def test_figures_of_the_runs_are_copied_with_the_name_of_their_row(new_calls, tm
     assert capsys.readouterr().out.endswith("latent-ODE-series.png, RNN-series.png, comparison.png\n")
 
 
-def test_table_2_draws_one_comparison_of_its_six_runs(new_calls, tmp_path):
+def test_table_2_draws_one_comparison_of_its_six_networks(new_calls, tmp_path):
     assert main(["reproduce", "table2"]) == 0
-    assert new_calls() == ["train"] * 6 + ["compare"]
+    assert new_calls() == ["train"] * 15 + ["compare"]
     folder = tmp_path / "outputs" / "reproduce" / "table2-full"
     names = [f"{model}, {points} points" for model in ("latent ODE", "RNN") for points in (30, 50, 100)]
     shown = json.loads((folder / "comparison.png").read_text())
@@ -215,6 +215,25 @@ def test_without_a_run_of_each_row_there_is_no_comparison_figure(new_calls, tmp_
     assert main(["reproduce", "table2", "seed=7"]) == 1
     assert "compare" not in new_calls()
     assert not (tmp_path / "outputs" / "reproduce" / "table2-full" / "comparison.png").exists()
+
+
+def test_rows_are_trained_in_parts(new_calls, tmp_path, capsys):
+    arguments = ["reproduce", "figure5", "budget=small", "--output", str(tmp_path / "runs")]
+    assert main([*arguments, "--rows", "moons: CNF"]) == 0
+    assert new_calls() == ["train"]
+    assert "not measured: two_moons: planar flow" in capsys.readouterr().out
+    rows = csv_rows(tmp_path / "runs")
+    assert {row for row, _ in rows} == {"two_moons: CNF"}
+    command = "odebench reproduce figure5 budget=small --rows 'moons: CNF'"
+    assert rows["two_moons: CNF", "final/test_nll_nats"]["command"] == command
+    # Earlier rows stay in the table; without --rows the others are trained, too.
+    assert main([*arguments, "--rows", "moons: planar"]) == 0
+    assert new_calls() == ["train"]
+    assert {row for row, _ in csv_rows(tmp_path / "runs")} == {"two_moons: CNF", "two_moons: planar flow"}
+    assert main(arguments) == 0
+    assert new_calls() == ["train"] * 2
+    capsys.readouterr()
+    assert fails(capsys, *arguments[1:], "--rows", "sun").startswith("--rows sun: no row of figure5 has this text")
 
 
 def test_further_seeds_are_added_to_completed_ones(new_calls, tmp_path, capsys):

@@ -38,6 +38,8 @@ STEPS = {
     "rnn_decay": f"model=rnn_decay {SERIES}",
     "gru_d": f"model=gru_d {SERIES}",
     "rnn_vae": f"model=rnn_vae {SERIES}",
+    "baseline": f"model=baseline {SERIES}",
+    "event_smoothing": "experiment=baseline/poisson data.level=3 data.train_limit=12 trainer.batch_size=6",
     "latent_ode": f"experiment=paper/latent_ode_spirals {SMALL}",
     "latent_ode-ode_rnn": f"model=latent_ode model.encoder=ode_rnn {SERIES} loss.samples=3 loss.combine=logsumexp",
     "latent_ode-poisson": f"experiment=paper/poisson {POISSON}",

@@ -85,6 +85,27 @@ class ODERNNSettings(AutoregressiveSettings):
     encoder_step: Fraction
 
 
+@dataclass(frozen=True)
+class BaselineSettings(Choice):
+    """The settings of ``baseline``."""
+
+    tasks: ClassVar[tuple[str, ...]] = ("time_series",)
+    has_ode: ClassVar[bool] = False
+    kind: Literal["training_mean", "series_mean", "last_value"]
+    noise_std: PositiveFloat
+
+
+@dataclass(frozen=True)
+class EventSmoothingSettings(Choice):
+    """The settings of ``event_smoothing``."""
+
+    tasks: ClassVar[tuple[str, ...]] = ("time_series",)
+    has_ode: ClassVar[bool] = False
+    observations: bool
+    bandwidth: PositiveFloat
+    noise_std: PositiveFloat
+
+
 SERIES_MODELS: dict[str, type[Any]] = {
     "latent_ode": LatentODESettings,
     "rnn_vae": RNNVAESettings,
@@ -92,4 +113,6 @@ SERIES_MODELS: dict[str, type[Any]] = {
     "rnn_decay": AutoregressiveSettings,
     "gru_d": AutoregressiveSettings,
     "ode_rnn": ODERNNSettings,
+    "baseline": BaselineSettings,
+    "event_smoothing": EventSmoothingSettings,
 }

@@ -13,9 +13,22 @@ The call returns a ``Forecast``. The model's ``noise_std`` [D] is the standard d
 """
 
 from odebench.models.series.autoregressive import gru_d, ode_rnn, rnn, rnn_decay
+from odebench.models.series.baselines import ConstantBaseline, EventSmoother
 from odebench.models.series.forecast import Forecast, Posterior
 from odebench.models.series.latent_ode import LatentODE
 from odebench.models.series.recurrence import ObservedSeries
 from odebench.models.series.rnn_vae import RNNVAE
 
-__all__ = ["RNNVAE", "Forecast", "LatentODE", "ObservedSeries", "Posterior", "gru_d", "ode_rnn", "rnn", "rnn_decay"]
+__all__ = [
+    "RNNVAE",
+    "ConstantBaseline",
+    "EventSmoother",
+    "Forecast",
+    "LatentODE",
+    "ObservedSeries",
+    "Posterior",
+    "gru_d",
+    "ode_rnn",
+    "rnn",
+    "rnn_decay",
+]
