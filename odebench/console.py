@@ -137,7 +137,10 @@ def fitted(rows: Sequence[Sequence[str]], width: int, less_important: Sequence[s
         if longest_word < last and max(longest_word, 20) <= room:
             rows = [line for row in rows for line in _wrapped(row, room)]
         elif less_important is not None:
-            pairs = [[f"{title.lower()} {cell}" for title, cell in zip(rows[0], row, strict=True)] for row in rows[1:]]
+            pairs = [
+                [f"{title.lower()} {cell}" if cell != "-" else "" for title, cell in zip(rows[0], row, strict=True)]
+                for row in rows[1:]
+            ]
             blocks = [[row[0], *flow(cells[1:], width, "  ")] for row, cells in zip(rows[1:], pairs, strict=True)]
             return [line for block in blocks for line in block] + flow(shared, width)
     return aligned(rows) + flow(shared, width)

@@ -41,7 +41,7 @@ def differences(runs: Sequence[RunOverview]) -> dict[str, list[Any]]:
     settings = [flatten({**run.settings, "tol": run.tol}) for run in runs]
     overridden = {key for run in runs for word in read_overrides(run.path) for key in (word, f"{word}.name")}
     known = [one for one, run in zip(settings, runs, strict=True) if run.settings]
-    columns = differing_columns(known, IGNORED_KEYS - {"seed"})
+    columns = differing_columns(known, (IGNORED_KEYS - {"seed"}) | {"device"})
     chosen = [key for key in columns if key in overridden and not follows_from_choice(key, columns)]
     keys = distinguishing_keys(columns, chosen)
     return {key: [one.get(key) for one in settings] for key in keys}

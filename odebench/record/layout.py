@@ -84,6 +84,8 @@ _COMMON_TAGS: dict[str, Tag] = {
     "final/minutes": Tag("min", "time the training took, evaluation included"),
 }
 
+_FIRST_COSTS = ("nfe_forward", "nfe_backward", "peak_mib", "minutes", "step_ms")
+
 # Every scalar that a run may log, by tag. The x-axis is always the optimiser step.
 TAGS: dict[str, Tag] = {
     tag: meaning for of_task in QUANTITIES.values() for tag, meaning in _quantity_tags(of_task).items()
@@ -93,6 +95,8 @@ HISTOGRAMS: dict[str, Tag] = {
     "steps/size": Tag("time of the ODE", "sizes of the accepted solver steps of one forward solve"),
 }
 
+# TensorBoard's group of the tags that are logged once, when a run ends: when_done/best/accuracy.
+END_GROUP = "when_done/"
 # Prefix of tags that are not in TAGS: a single task logs them, and they have no unit.
 TASK_PREFIX = "task/"
 
@@ -102,14 +106,25 @@ def is_tag(name: str) -> bool:
     return name in TAGS or (name.startswith(TASK_PREFIX) and len(name) > len(TASK_PREFIX))
 
 
-def summary_tags(task: str) -> list[str]:
-    """Return the summary tags of a task. They are the metrics in its HParams table."""
-    return [tag for tag in _quantity_tags(QUANTITIES.get(task, {})) | _COMMON_TAGS if is_summary_tag(tag)]
+def summary_tags(task: str, objective: str = "") -> list[str]:
+    """Return the summary tags of a task. They are the metrics in its HParams table, which shows the first five.
+
+    objective: the tag of the trainings' objective. Its results and the costs come first.
+    """
+    name = objective.partition("/")[2]
+    first = [f"best/{name}", f"final/test_{name}", *(f"final/{cost}" for cost in _FIRST_COSTS)] if name else []
+    tags = [tag for tag in _quantity_tags(QUANTITIES.get(task, {})) | _COMMON_TAGS if is_summary_tag(tag)]
+    return [*(tag for tag in first if tag in tags), *(tag for tag in tags if tag not in first)]
 
 
 def is_end_tag(name: str) -> bool:
     """Whether the tag is logged when a run ends. If an ended run is resumed, it is logged again."""
-    return is_summary_tag(name) or name.startswith("test/")
+    return is_summary_tag(name) or name.startswith(("test/", END_GROUP))
+
+
+def dashboard_tag(name: str) -> str:
+    """Return a tag as TensorBoard shows it. It sorts groups by name: those of the end come after all curves."""
+    return f"{END_GROUP}{name}" if is_end_tag(name) else name
 
 
 def is_summary_tag(name: str) -> bool:

@@ -41,6 +41,14 @@ _SESSION_STATUSES = {
     "timeout": api_pb2.STATUS_UNKNOWN,
 }
 
+# Events that a resumed run writes again.
+_REWRITTEN_TAGS = (
+    metadata.SESSION_END_INFO_TAG,
+    metadata.SESSION_START_INFO_TAG,
+    metadata.EXPERIMENT_TAG,
+    "custom_scalars__config__",
+)
+
 HParam = str | float | bool
 # Settings that do not affect the training, and solver.options: a field that holds settings, but is not one itself.
 _EXCLUDED_COLUMNS = {
@@ -64,27 +72,24 @@ def open_writer(
     # purge_step is needed here too: TensorBoard's Python loader ignores the first session start that it reads.
     writer = SummaryWriter(str(folder), flush_secs=FLUSH_S, purge_step=0)
     _write_start(writer, _session_group(folder), settings, quantities)
-    command = shlex.join(["odebench", "train", *overrides])
+    command = " ".join(map(_quoted, ["odebench", "train", *overrides]))
     for tag, text in {"about/command": command, "about/settings": yaml.safe_dump(dict(settings))}.items():
         writer.add_text(tag, "".join(f"    {line}\n" for line in text.splitlines()))  # a Markdown code block
     return writer
 
 
 def reopen_writer(
-    folder: Path, settings: Mapping[str, Any], step: int, quantities: Sequence[str] = (), changed: bool = False
+    folder: Path, settings: Mapping[str, Any], step: int, quantities: Sequence[str] = ()
 ) -> SummaryWriter:
     """Open a writer that continues after `step`.
 
-    TensorBoard then ignores events that the files already hold for later steps or for the run's end. changed: whether
-    the settings are others than in the files.
+    TensorBoard then ignores events that the files already hold for later steps or for the run's end. The description of
+    the run is written again: its settings may have changed, and an older version may have listed other metrics.
     """
-    files = sorted(folder.glob(layout.EVENT_FILES))
-    unwanted = (metadata.SESSION_END_INFO_TAG, *((metadata.SESSION_START_INFO_TAG,) if changed else ()))
-    for path in files:
-        _remove_events(path, unwanted)
+    for path in sorted(folder.glob(layout.EVENT_FILES)):
+        _remove_events(path, _REWRITTEN_TAGS)
     writer = SummaryWriter(str(folder), flush_secs=FLUSH_S, purge_step=step + 1)
-    if not files or changed:
-        _write_start(writer, _session_group(folder), settings, quantities)
+    _write_start(writer, _session_group(folder), settings, quantities)
     return writer
 
 
@@ -93,6 +98,15 @@ def write_end(writer: SummaryWriter, status: str) -> None:
     if status in _SESSION_STATUSES:
         end = plugin_data_pb2.SessionEndInfo(status=_SESSION_STATUSES[status], end_time_secs=time.time())
         _write_hparams(writer, metadata.SESSION_END_INFO_TAG, session_end_info=end)
+
+
+def write_scalar(writer: SummaryWriter, tag: str, value: float, step: int, described: bool) -> None:
+    """Add a number. described: with the meaning of its tag, which TensorBoard reads with the first number of a tag."""
+    summary = Summary.Value(tag=layout.dashboard_tag(tag), simple_value=value)
+    if described and tag in layout.TAGS:
+        summary.metadata.plugin_data.plugin_name = "scalars"
+        summary.metadata.summary_description = describe_tag(tag)
+    _add(writer, summary, step)
 
 
 def write_image(writer: SummaryWriter, tag: str, encoded: bytes, step: int) -> None:
@@ -155,7 +169,8 @@ def _hint_type(hint: Any) -> type[HParam]:
 
 def _session_group(folder: Path) -> str:
     """Return a unique name for the run. TensorBoard treats sessions with equal names as repetitions of one run."""
-    return "/".join(folder.resolve().parts[-2:])
+    *_, parent, name = folder.resolve().parts
+    return f"{name} in {parent}"
 
 
 def _write_start(writer: SummaryWriter, group: str, settings: Mapping[str, Any], quantities: Sequence[str]) -> None:
@@ -177,8 +192,12 @@ def _write_start(writer: SummaryWriter, group: str, settings: Mapping[str, Any],
             for name, kind in columns.items()
         ],
         metric_infos=[
-            api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag), display_name=tag, description=describe_tag(tag))
-            for tag in layout.summary_tags(str(settings.get("task")))
+            api_pb2.MetricInfo(
+                name=api_pb2.MetricName(tag=layout.dashboard_tag(tag)),
+                display_name=tag,
+                description=describe_tag(tag),
+            )
+            for tag in layout.summary_tags(str(settings.get("task")), _objective(settings))
         ],
     )
     _write_hparams(writer, metadata.EXPERIMENT_TAG, experiment=experiment)
@@ -188,6 +207,15 @@ def _write_start(writer: SummaryWriter, group: str, settings: Mapping[str, Any],
         field = {str: "string_value", float: "number_value", bool: "bool_value"}[type(value)]
         setattr(start.hparams[name], field, value)
     _write_hparams(writer, metadata.SESSION_START_INFO_TAG, session_start_info=start)
+
+
+def _objective(settings: Mapping[str, Any]) -> str:
+    return str(settings.get("trainer", {}).get("objective", ""))
+
+
+def _quoted(word: str) -> str:
+    """Quote a word for a shell, in double quotes if this is possible: "name=it's" is easier to read."""
+    return shlex.quote(word) if shlex.quote(word) == word or set(word) & set('"$`\\!') else f'"{word}"'
 
 
 def describe_tag(tag: str) -> str:

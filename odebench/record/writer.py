@@ -1,6 +1,7 @@
 """Write the record of one run.
 
-Every number is written once to metrics.jsonl and once to TensorBoard, with the same tag and the optimiser's step.
+Every number is written once to metrics.jsonl and once to TensorBoard, with the same tag and the optimiser's step; see
+`layout.dashboard_tag`.
 metrics.jsonl and the other JSON files are strict JSON: NaN and infinities are written as null, which pandas and
 `reader` read as NaN.
 """
@@ -181,7 +182,7 @@ class RunWriter:
         write_status(run.path, "running", step)
         _rename_future_event_files(sorted(run.path.glob(layout.EVENT_FILES)))
         settings = resolved(run.settings if changed is None else changed[0])
-        writer = tensorboard.reopen_writer(run.path, settings, step, quantities, changed is not None)
+        writer = tensorboard.reopen_writer(run.path, settings, step, quantities)
         return cls(run.path, writer, rows, step, elapsed_s)
 
     @property
@@ -196,6 +197,7 @@ class RunWriter:
         be logged once per step, and steps must increase.
         """
         values = {tag: _to_python_number(value) for tag, value in metrics.items()}
+        new = values.keys() - self._last_logged.keys()
         for tag in values:
             assert layout.is_tag(tag), f"{tag} is not in layout.TAGS; tags of a single task start with task/"
             last = self._last_logged.get(tag, -1)
@@ -205,7 +207,7 @@ class RunWriter:
         self._metrics_file.write(json_line({"step": step, "elapsed_s": round(self.elapsed_s, 3), **values}))
         self._metrics_file.flush()
         for tag, value in values.items():
-            self._tensorboard.add_scalar(tag, value, step)
+            tensorboard.write_scalar(self._tensorboard, tag, value, step, described=tag in new)
 
     def log_histogram(self, tag: str, values: Any, step: int) -> None:
         """Add a histogram of the finite `values` (any shape) to TensorBoard."""

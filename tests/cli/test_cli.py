@@ -431,17 +431,20 @@ def test_list_runs_shows_the_tolerance_of_adaptive_steps(run, capsys):
 
 
 def test_tensorboard_starts_on_a_folder_with_event_files(run, capsys, monkeypatch):
+    from tensorboard import program
+
     started = []
-    monkeypatch.setattr(os, "execv", lambda path, words: started.append(words) or sys.exit())
+    monkeypatch.setattr(program.TensorBoard, "main", lambda board: started.append(board.flags) or 0)
     assert "no TensorBoard files" in fails(capsys, "tensorboard", str(run), code=1)
     assert (
         fails(capsys, "tensorboard", str(run), "more")
         == "odebench tensorboard: more is not expected here; leave it out"
     )
     (run / "events.out.tfevents.1.host").touch()
-    with pytest.raises(SystemExit):
-        main(["tensorboard", str(run.parent), "--", "--port", "7007"])
-    assert started[0][1:] == ["-m", "tensorboard.main", "--logdir", str(run.parent), "--port", "7007"]
+    line = "odebench tensorboard: unknown task densty (tasks: classification)"
+    assert fails(capsys, "tensorboard", str(run), "--task", "densty") == line
+    assert main(["tensorboard", str(run.parent), "--", "--port", "7007"]) == 0
+    assert (started[0].port, started[0].window_title) == (7007, f"classification in {run.parent}")
 
 
 def test_doctor_has_a_line_for_each_thing(capsys, monkeypatch, tmp_path):

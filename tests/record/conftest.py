@@ -12,7 +12,7 @@ solver: {name: dopri5, rtol: '${tol}', atol: '${tol}', steps: null, first_step: 
 gradient: {name: adjoint, rtol: null}
 data: {name: mnist5k, augment: true, root: /somewhere}
 optim: {name: sgd, lr: 0.1}
-trainer: {epochs: 2, batch_size: 128, average: null}
+trainer: {epochs: 2, batch_size: 128, average: null, objective: val/accuracy}
 task: classification
 tol: 1e-3
 seed: 0

@@ -155,6 +155,19 @@ def assert_curves(browser, card, plot, titles):
     until(drawn)
 
 
+def test_the_first_page_begins_with_the_curves_that_matter(page):
+    browser = page("")
+    titles = ["val/accuracy", "val/loss", "nfe/forward", "nfe/backward"]
+    assert_curves(browser, "scalar-card", "line-chart-grid-view", titles)
+    ((pinned, _),) = browser.cards("metrics-pinned-view", "x")
+    assert [title for title in [*titles, "memory/peak_mib", "time/step_ms"] if title not in pinned] == []
+
+
+def test_groups_of_single_numbers_come_last(page):
+    names = [text.split("/")[0] for text, _ in page("").cards("metrics-card-group-toolbar", "x")]
+    assert "when_done" in names[-1]
+
+
 def test_time_series_draws_a_curve_of_each_nfe(page):
     browser = page("?tagFilter=nfe/.*ward$#timeseries")
     assert_curves(browser, "scalar-card", "line-chart-grid-view", ["nfe/forward", "nfe/backward"])
@@ -173,7 +186,9 @@ def test_custom_scalars_draws_what_belongs_together(page):
 def test_hparams_has_one_row_for_the_run_and_a_column_for_each_choice(page):
     browser = page("#hparams")
     (table, _) = until(lambda: [c for c in browser.cards("tf-hparams-table-view", "x") if "mnist5k" in c[0]])[0]
-    assert table.count("runs/tiny") == 1
+    assert table.count("tiny in runs") == 1
+    costs = ["final/nfe_forward", "final/nfe_backward", "final/peak_mib"]
+    assert [title for title in ["best/accuracy", "final/test_accuracy", *costs] if title not in table] == []
     ((pane, _),) = browser.cards("tf-hparams-query-pane", "x")
     choices = ["model.name", "solver.name", "solver.rtol", "gradient.name", "optim.lr", "best/accuracy"]
     assert [choice for choice in choices if choice not in pane] == []

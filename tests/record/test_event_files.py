@@ -1,6 +1,7 @@
 """Event files as TensorBoard's reader and web server read them."""
 
 import dataclasses
+import shlex
 from argparse import Namespace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from odebench.config.schema.solver import GRADIENTS, SolverSettings
 from odebench.record import layout
-from odebench.record.tensorboard import hparam_columns, hparams
+from odebench.record.tensorboard import _quoted, hparam_columns, hparams
 from odebench.record.writer import RunWriter
 
 
@@ -50,6 +51,7 @@ def test_numbers_histograms_and_figures_read_back(tmp_path, create):
     events = load(record.path)
     assert points(events, "train/loss") == [(10, 0.5), (20, 0.25)]
     assert points(events, "nfe/forward") == [(10, 26.0)]
+    assert events.SummaryMetadata("nfe/forward").summary_description.startswith("NFE of the forward pass of one")
     assert np.isnan(events.Scalars("val/accuracy")[0].value)
     (histogram,) = events.Histograms("steps/size")
     assert histogram.step == 20
@@ -69,6 +71,29 @@ def test_settings_and_command_are_written_as_text(tmp_path, create):
     }
     assert shown["command"].decode().startswith("    odebench train")
     assert "\n      rtol: 0.001\n" in shown["settings"].decode()
+
+
+@pytest.mark.parametrize(
+    ("word", "quoted"),
+    [("tol=1e-3", "tol=1e-3"), ("tags=[a,b]", '"tags=[a,b]"'), ("name='it is'", "\"name='it is'\""), ("$x", "'$x'")],
+)
+def test_the_command_is_quoted_readably(word, quoted):
+    assert _quoted(word) == quoted
+    assert shlex.split(quoted) == [word]
+
+
+def test_what_is_logged_once_comes_after_all_curves(tmp_path, create):
+    with create(tmp_path / "run") as record:
+        record.log(10, {"val/loss": 0.5, "time/step_ms": 1.0, "test/loss": 0.4})
+        record.write_summary({"best/accuracy": 0.5, "final/minutes": 3.0})
+    tags = sorted(load(record.path).Tags()["scalars"])
+    assert tags == [
+        "time/step_ms",
+        "val/loss",
+        "when_done/best/accuracy",
+        "when_done/final/minutes",
+        "when_done/test/loss",
+    ]
 
 
 def test_charts_pair_related_tags(tmp_path, create):
@@ -112,13 +137,16 @@ def test_hparams_are_in_the_run_itself_with_one_type_per_key(tmp_path, create):
         "bool_value": api_pb2.DATA_TYPE_BOOL,
     }
     start = data["session_start_info"].session_start_info
-    assert start.group_name == f"{tmp_path.name}/run"
+    assert start.group_name == f"run in {tmp_path.name}"
     assert {name: kinds[value.WhichOneof("kind")] for name, value in start.hparams.items()} == {
         name: types[name] for name in start.hparams
     }
     assert start.hparams["solver.rtol"].number_value == 1e-3
-    metrics = {info.name.tag for info in data["experiment"].experiment.metric_infos}
-    assert metrics == set(layout.summary_tags("classification")) >= {"best/accuracy", "final/test_nfe", "final/minutes"}
+    metrics = {info.display_name: info.name.tag for info in data["experiment"].experiment.metric_infos}
+    costs = ["final/nfe_forward", "final/nfe_backward", "final/peak_mib", "final/minutes"]
+    assert [*metrics][:6] == ["best/accuracy", "final/test_accuracy", *costs]
+    assert set(metrics) == set(layout.summary_tags("classification")) >= {"final/test_nfe", "final/minutes"}
+    assert metrics["best/accuracy"] == "when_done/best/accuracy"
 
 
 def test_a_column_has_the_same_type_in_every_run_and_null_is_left_out():
@@ -194,7 +222,7 @@ def test_no_step_shows_twice_after_reopening_and_the_new_end_counts(tmp_path, cr
     assert points(events, "train/loss") == [(10, 1.0), (20, 1.0), (30, 0.5), (40, 0.5), (50, 0.5)]
     assert points_of_the_server(record.path, "train/loss") == points(events, "train/loss")
     assert [event.step for event in events.Histograms("steps/size")] == [10, 20]
-    assert points(events, "best/accuracy") == [(50, 0.9)]
+    assert points(events, layout.dashboard_tag("best/accuracy")) == [(50, 0.9)]
     assert hparams_data(events)["session_end_info"].session_end_info.status == api_pb2.STATUS_SUCCESS
     assert len(events.Tensors("custom_scalars__config__")) == 1
 
@@ -263,7 +291,7 @@ def test_the_web_server_shows_one_run_each_with_hparams_and_layout(tmp_path, cre
         "startIndex": 0,
         "sliceSize": 10,
         "allowedStatuses": ["STATUS_SUCCESS", "STATUS_FAILURE"],
-        "colParams": [{"metric": {"tag": "best/accuracy", "group": ""}, "order": "ORDER_DESC"}],
+        "colParams": [{"metric": {"tag": "when_done/best/accuracy", "group": ""}, "order": "ORDER_DESC"}],
     }
     table = client.post("/data/plugin/hparams/session_groups", json=request).json
     assert [group["sessions"][0]["name"] for group in table["sessionGroups"]] == ["a", "b"]
