@@ -154,7 +154,8 @@ function makeTable(data, place) {
 function makeFigure(svg, series) {
   const marks = document.createElementNS(svg.namespaceURI, "g");
   svg.append(marks);
-  const artists = Object.groupBy(svg.querySelectorAll("[data-series]"), artist => artist.dataset.series);
+  const artists = {};
+  for (const artist of svg.querySelectorAll("[data-series]")) (artists[artist.dataset.series] ||= []).push(artist);
   const row = (one, i) => one.rows.length === 1 ? one.rows[0] : one.rows[i];
 
   function ring(one, i, radius) {
