@@ -1,22 +1,19 @@
-"""The benchmark tables for ``render_tables.py``, and their picture.
-
-python scripts/bench_tables.py         draw docs/pictures/speed.png from docs/results/bench_*.csv
-"""
+"""The benchmark tables for ``render_tables.py``, and their picture."""
 
 from pathlib import Path
 from typing import Any
 
 import results
 from formatting import markdown, milliseconds, scientific, value_range
+from matplotlib.figure import Figure
 
 from odebench.bench import report
 from odebench.bench.cases import CASES, DEFAULT_CASES
-from odebench.plots.comparison import dot_plot
+from odebench.plots.dot_plot import dot_plot
 
 Row = dict[str, Any]
 
 NOT_YET = "*Not measured yet.*"
-PICTURE = results.RESULTS.parent / "pictures" / "speed.png"
 BASE = "torchdiffeq"
 MODES = {"forward": "forward", "backprop": "exact gradient", "adjoint": "continuous adjoint"}
 FAMILIES = list(MODES.values())
@@ -174,13 +171,9 @@ def mode_table(rows: list[Row]) -> str:
     return markdown(["mode", *(f"`{case}`" for case in cases)], lines)
 
 
-def main() -> None:
-    """Draw the speed of all libraries relative to torchdiffeq, with a panel for each mode."""
+def picture() -> Figure:
+    """The speed of all libraries relative to torchdiffeq, with a panel for each mode."""
     panels: dict[str, dict[str, dict[str, float]]] = {}
     for (family, library), its in best_speeds().items():
         panels.setdefault(family, {})[library] = its
-    dot_plot(panels, "speed relative to torchdiffeq").savefig(PICTURE, dpi=150)
-
-
-if __name__ == "__main__":
-    main()
+    return dot_plot(panels, "speed relative to torchdiffeq")

@@ -6,11 +6,11 @@ import bench_tables
 import results
 from bench_tables import BASE, FAMILIES, Row
 from formatting import markdown, value_range
+from matplotlib.figure import Figure
 
 from odebench.bench.cases import CASES
-from odebench.plots.comparison import dot_plot
+from odebench.plots.dot_plot import dot_plot
 
-PICTURE = results.RESULTS.parent / "pictures" / "compiled_solves.png"
 EXACT, FAST = "compiled_solve", "compiled_fast"
 # Label of the picture -> library, variant; the variant None stands for the fastest.
 DRAWN: dict[str, tuple[str, str | None]] = {
@@ -150,8 +150,8 @@ def fastest_row(rows: Sequence[Row], family: str, library: str, variant: str | N
     return min(found, key=lambda row: row["time_min_ms"], default=None)
 
 
-def draw(rows: list[Row]) -> None:
-    """Draw the shortest time of each library, with a line to its median, on the cases with their own batch size."""
+def picture(rows: Sequence[Row]) -> Figure:
+    """The shortest time of each library, with a line to its median, on the cases with their own batch size."""
     shortest: dict[str, dict[str, dict[str, float]]] = {family: {} for family in FAMILIES}
     median: dict[str, dict[str, dict[str, float]]] = {family: {} for family in FAMILIES}
     for family in FAMILIES:
@@ -162,4 +162,4 @@ def draw(rows: list[Row]) -> None:
                 if row:
                     shortest[family].setdefault(label, {})[case] = row["time_min_ms"]
                     median[family].setdefault(label, {})[case] = row["time_median_ms"]
-    dot_plot(shortest, "time (ms): shortest, and a line to the median", median).savefig(PICTURE, dpi=150)
+    return dot_plot(shortest, "time (ms): shortest, and a line to the median", median)

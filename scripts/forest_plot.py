@@ -1,6 +1,4 @@
-"""Draw all published values against our 95 % intervals: docs/pictures/published.png.
-
-    python scripts/forest_plot.py
+"""Draw all published values against our 95 % intervals, for ``pictures.py``.
 
 The x-axis is the factor by which ours is worse than the published value, so that all quantities fit on one axis.
 """
@@ -13,7 +11,6 @@ from typing import NamedTuple
 import results
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from render_tables import REPRODUCED, ROOT
 from reproduction_tables import column_title, judged, reproduction_of
 
 from odebench.plots import style
@@ -21,7 +18,6 @@ from odebench.reproduce import verdicts
 from odebench.reproduce.catalogue import DEFAULT_MARGIN
 from odebench.reproduce.table import RowVerdict
 
-PICTURE = ROOT / "docs" / "pictures" / "published.png"
 ROW_IN = 0.23
 LIMITS = 0.09, 30.0  # of the x-axis
 # Verdict -> colour and marker.
@@ -107,7 +103,3 @@ def _draw_row(axes: Axes, place: int, row: ForestRow, label: str) -> None:
     axes.plot(
         [row.factor], [place], marker, color=tint, markerfacecolor=face, markersize=6, label=label or None, zorder=3
     )
-
-
-if __name__ == "__main__":
-    draw(forest_rows([*REPRODUCED])).savefig(PICTURE, dpi=130)

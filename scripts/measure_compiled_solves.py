@@ -14,7 +14,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import compiled_tables
 import results
 from render_tables import render_pages
 
@@ -43,7 +42,7 @@ def measure(name: str, folder: Path, repeats: int) -> None:
 
 
 def main() -> None:
-    """Measure what is missing; write the CSV file, the picture, and the pages."""
+    """Measure what is missing; write the CSV file and the pages; ``pictures.py`` draws the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     parser.add_argument("measurements", nargs="*", default=MEASUREMENTS, metavar="CASE[:BATCH]")
@@ -53,7 +52,6 @@ def main() -> None:
         measure(name, arguments.folder, arguments.repeats)
     files = [arguments.folder / name.replace(":", "_") / report.CSV for name in arguments.measurements]
     results.keep("compiled_solves", [row for file in files for row in results.read_csv(file)])
-    compiled_tables.draw(compiled_tables.bench_tables.read("compiled_solves"))
     render_pages()
 
 

@@ -1,12 +1,12 @@
-"""Measure and write the numbers and pictures of the README.
+"""Measure and write the numbers of the README.
 
     pip install -e ".[dev,peers]"
     ODEBENCH_DATA=DIR python scripts/measure_results.py      do everything, about 40 minutes on two cores
-    python scripts/measure_results.py --write                only write CSV, pictures and README, from existing runs
+    python scripts/measure_results.py --write                only write CSV and README, from existing runs
 
 Each run is an ordinary `odebench train` with its own folder under outputs/results. Completed runs are kept, and stopped
 runs are resumed. Writes one CSV file per table to docs/results/, with machine and versions; ``render_tables.py`` writes
-the tables in README.md and docs/.
+the tables in README.md and docs/, ``pictures.py`` draws the pictures.
 """
 
 import argparse
@@ -15,16 +15,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import results
 from render_tables import ROOT, render_pages, with_tables
 
-from odebench.plots.comparison import Line, Panel, comparison_figure
 from odebench.record.reader import is_run, read_run
 from odebench.training.summary import training_table
 
 RUNS = ROOT / "outputs" / "results"
-PICTURES = ROOT / "docs" / "pictures"
 
 SMALL = {name: [f"model={name}"] for name in ("odenet", "rknet", "resnet", "mlp")}
 MNIST = {
@@ -89,45 +86,17 @@ def row_of(name: str) -> dict[str, object]:
 
 
 def write() -> None:
-    """Write CSV files, pictures and README from the records of the runs."""
-    PICTURES.mkdir(parents=True, exist_ok=True)
+    """Write CSV files and README from the records of the runs."""
     for name, runs in (("mnist5k", SMALL), ("mnist_epoch", MNIST), ("memory", MEMORY)):
         rows = [row_of(run) for run in runs]
         if name == "memory":  # trainings of a few steps: their times mean little
             rows = [{key: row[key] for key in row if key not in ("step_ms", "images_per_s", "seconds")} for row in rows]
         results.keep(name, rows)
-    draw_accuracy()
-    draw_memory()
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     table = training_table(read_run(RUNS / "odenet").summary, Path("outputs/2026-11-24/14-03-22-123456_odenet_dopri5"))
     readme = with_tables(readme, {"first_run": f"```text\n{table}\n```"})
     (ROOT / "README.md").write_text(readme, encoding="utf-8")
     render_pages()
-
-
-def draw_accuracy() -> None:
-    """Draw the accuracy against training time, one line per model."""
-    lines = []
-    for name in SMALL:
-        rows = [row for row in read_run(RUNS / name).metrics if row.get("val/accuracy") is not None]
-        minutes, percent = np.array([(row["elapsed_s"] / 60, 100 * row["val/accuracy"]) for row in rows]).T
-        lines.append(Line(name, minutes, percent))
-    panel = Panel("Accuracy against training time", "time (min)", "validation accuracy (%)", lines)
-    comparison_figure([panel._replace(x_log=False, y_log=False)]).savefig(PICTURES / "accuracy.png", dpi=150)
-
-
-def draw_memory() -> None:
-    """Draw the peak memory of a training step against its forward NFE, one line per gradient mode, with tolerances."""
-    points: dict[str, list[tuple[float, float, str]]] = {}
-    for row in results.read("memory"):
-        point = float(row["nfe_forward"]), float(row["peak_mib"]), f"{float(row['tol']):.0e}".replace("e-0", "e-")
-        points.setdefault(row["gradient"], []).append(point)
-    lines = []
-    for mode, of_mode in points.items():
-        nfe, peak_mib, tolerances = zip(*sorted(of_mode), strict=True)
-        lines.append(Line(mode, np.array(nfe), np.array(peak_mib), point_labels=tolerances))
-    panel = Panel("Memory of one training step, by tolerance", "forward NFE per step", "peak memory (MiB)", lines)
-    comparison_figure([panel._replace(x_log=False, y_log=False)]).savefig(PICTURES / "memory.png", dpi=150)
 
 
 def main() -> None:

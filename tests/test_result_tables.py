@@ -138,9 +138,9 @@ def test_compiled_solves_are_compared_with_torchdiffeq_and_diffrax(script, table
     assert "| times torchdiffeq, fast math | times diffrax | times diffrax, fast math |" in table[0]
     assert table[2].startswith("| `tiny` | 24 / – / – | 0.5 / 1.5 / – | 1 / – / – |")
     assert "is 24 times as fast as torchdiffeq's**, 1.0 times" in compiled.headline(rows)
-    monkeypatch.setattr(compiled, "PICTURE", tmp_path / "picture.png")
-    compiled.draw(rows)
-    assert (tmp_path / "picture.png").stat().st_size > 1000
+    forward = compiled.picture(rows).axes[0]
+    shortest = {line.get_label(): line.get_xdata()[0] for line in forward.lines if line.get_label()[0] != "_"}
+    assert (shortest["torchdiffeq"], shortest["odebench, compiled solve"]) == (12, 1)
 
 
 def test_a_stopped_measurement_of_compiled_solves_continues(script, tmp_path, monkeypatch):
@@ -504,3 +504,27 @@ def test_a_table_says_after_how_many_steps_compiling_pays(script):
     assert line == "| `cnf` (adjoint), 1,000 | 20 (9 – 11) | 10 (9 – 11) | – | 3,000 | 0 | 3,000 | never |"
     rows[-1] = row("solve", "warm", "1.2", "30")
     assert training(rows).splitlines()[2].endswith("| 30 (9 – 11) | 3,000 | 0 | 3,000 | never |")
+
+
+def test_every_picture_is_drawn_by_the_script_and_has_an_alternative_text(script):
+    pictures = script("pictures")
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    found = re.findall(
+        r'!\[[^\]]+\]\([./]*(?:docs/)?pictures/([^)]+)\)|<img src="[./]*(?:docs/)?pictures/([^"]+)"[^>]* alt="[^"]+">',
+        "\n".join(page.read_text(encoding="utf-8") for page in pages),
+    )
+    shown = {markdown or html for markdown, html in found}
+    files = {path.name for path in pictures.PICTURES.iterdir()}
+    assert files == shown
+    assert files <= pictures.ALL.keys()
+
+
+def test_pictures_of_committed_numbers_have_a_line_for_each_series(script):
+    pictures = script("pictures")
+    error = pictures.figure3().axes[0]
+    assert [line.get_label() for line in error.lines] == ["dopri5", "adams", "vode_adams"]
+    assert len(error.lines[0].get_xdata()) == 6
+    assert {axes.get_yscale() for axes in pictures.figure4().axes} == {"log"}
+    titles = [axes.get_title(loc="left") for axes in pictures.gradients().axes]
+    assert titles[:2] == ["odenet: against the discrete solve", "odenet: against float64 at 1e-9"]
+    assert [line.get_label() for line in pictures.memory().axes[0].lines] == ["adjoint", "backprop"]

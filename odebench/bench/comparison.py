@@ -248,6 +248,7 @@ def _row(
     """
     problem, reference, output = context.problem, context.reference, run.output
     num_parameters, (in_turns, alone) = len(problem.parameters), seconds
+    low, _, high = statistics.quantiles(in_turns, n=4, method="inclusive") if len(in_turns) > 1 else 3 * in_turns
     errors: list[float | None] = [None, None]
     if output.gradients is not None and reference.gradients is not None:
         parts = (slice(num_parameters), slice(num_parameters, None))
@@ -260,6 +261,8 @@ def _row(
         "batch": problem.case.batch,
         "time_min_ms": 1e3 * min(in_turns),
         "time_median_ms": 1e3 * statistics.median(in_turns),
+        "time_low_ms": 1e3 * low,
+        "time_high_ms": 1e3 * high,
         "runs": len(in_turns),
         "alone_min_ms": 1e3 * min(alone) if alone else None,
         "alone_median_ms": 1e3 * statistics.median(alone) if alone else None,

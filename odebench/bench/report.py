@@ -12,7 +12,7 @@ from odebench.bench.cases import CASES
 from odebench.bench.libraries import installed_version
 from odebench.console import aligned
 from odebench.errors import UsageError
-from odebench.plots.comparison import Line, Panel, comparison_figure
+from odebench.plots.comparison import MAX_POINT_LABELS, Line, Panel, comparison_figure, num_points
 from odebench.record import manifest
 from odebench.record.files import write_json
 
@@ -46,7 +46,7 @@ COLUMNS = {
 NUM_WORDS = 3  # columns before the first number
 # Axis labels of the work-precision figures -> columns to sum; column -> axis label.
 FIGURE_COSTS = {
-    "median time (ms)": ("time_median_ms",),
+    "time (ms): median and quartiles": ("time_median_ms",),
     "NFE, forward + backward": ("nfe_forward", "nfe_backward"),
 }
 FIGURE_ERRORS = {
@@ -182,6 +182,7 @@ def save_figures(folder: Path, rows: Sequence[dict[str, Any]]) -> list[Path]:
     """Save a work-precision figure for each case and family that was measured at two tolerances or more.
 
     The figure shows the error against time and against NFE, with one line per library that connects its tolerances.
+    The tolerances are written at the points, if these are too many, only at the first line.
     """
     figures: dict[tuple[str, str, int], dict[str, list[Row]]] = {}
     for row in rows:
@@ -198,6 +199,8 @@ def save_figures(folder: Path, rows: Sequence[dict[str, Any]]) -> list[Path]:
         panels = []
         for x, costs in FIGURE_COSTS.items():
             lines = [work_precision_line(label, of_label, costs, error) for label, of_label in by_label.items()]
+            if num_points(lines) > MAX_POINT_LABELS:
+                lines[1:] = [line._replace(point_labels=()) for line in lines[1:]]
             panels.append(Panel(title, x, FIGURE_ERRORS[error], lines, x_log=True, y_log=True))
         written.append(folder / f"{title.replace(', ', '_').replace(' ', '_')}.png")
         comparison_figure(panels).savefig(written[-1], dpi=150)
@@ -205,6 +208,14 @@ def save_figures(folder: Path, rows: Sequence[dict[str, Any]]) -> list[Path]:
 
 
 def work_precision_line(label: str, rows: Sequence[Row], costs: Sequence[str], error: str) -> Line:
-    """A line of `error` against the sum of the columns `costs`, in the order of the rows, without values <= 0."""
+    """A line of `error` against the sum of the columns `costs`, in the order of the rows, without values <= 0.
+
+    Its points are labelled by tolerance. Times have bars from the lower to the upper quartile, if these are known.
+    """
     points = np.array([(sum(row[cost] or 0 for cost in costs), row[error] or 0) for row in rows], dtype=float)
-    return Line(label, *np.where(points > 0, points, np.nan).T)
+    quartiles = None
+    if costs == ("time_median_ms",) and all(row.get("time_low_ms") for row in rows):
+        quartiles = np.array([(row["time_low_ms"], row["time_high_ms"]) for row in rows], dtype=float)
+    tolerances = [f"{row['tol']:.0e}".replace("e-0", "e-") for row in rows]
+    x, y = np.where(points > 0, points, np.nan).T
+    return Line(label, x, y, point_labels=tolerances, x_range=quartiles)

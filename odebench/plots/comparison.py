@@ -1,6 +1,5 @@
-"""Compare many runs in one figure: panels with lines or points of two quantities, and dot plots."""
+"""Compare many runs in one figure: panels with lines or points of two quantities."""
 
-import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, Literal, NamedTuple
@@ -26,12 +25,10 @@ COST_WORDS = (*COUNT_WORDS, "(MiB)", "(ms)", "(min)")
 MIN_RELATIVE_SPAN = 0.25  # of a cost axis, relative to the largest cost: on a shorter axis 1 % would look steep
 MAX_LABELLED_LINES = 4  # reference lines per panel
 MAX_DISTANCE_FACTOR = 3.0  # hide reference lines further than this from the data: they would flatten it
-ROW_IN = 0.42  # height of a row of a dot plot
 OVERLAP_PX = 1.5  # points nearer than this hide each other
 MIN_OVERLAP = 0.7  # of the points of a line, from which it is drawn wider
 MAX_COMPARED = 200  # points of a line
-
-Dots = Mapping[str, Mapping[str, float]]
+BELOW = "zero or less"
 
 
 class Line(NamedTuple):
@@ -41,6 +38,7 @@ class Line(NamedTuple):
     point_labels: [N], texts that are written at the points if these are few.
     runs: [N], or [1] if all points are of one: the folders of the runs that the points show. ends: [N]; the points are
     intervals from x to these. marker: draws the line in grey and dotted, with this marker.
+    x_range: [N, 2], the ends of horizontal bars; NaN for none.
     """
 
     label: str
@@ -51,6 +49,7 @@ class Line(NamedTuple):
     runs: Sequence[str] = ()
     ends: np.ndarray | None = None
     marker: str = ""
+    x_range: np.ndarray | None = None
 
     def finite(self) -> "Line":
         """The line without points that are not finite."""
@@ -60,7 +59,8 @@ class Line(NamedTuple):
         point_labels = [self.point_labels[i] for i in kept.tolist()] if self.point_labels else []
         runs = [self.runs[i] for i in kept.tolist()] if len(self.runs) == len(x) else self.runs
         ends = None if self.ends is None else np.asarray(self.ends, dtype=float)[kept]
-        return Line(self.label, x[kept], y[kept], y_error, point_labels, runs, ends, self.marker)
+        x_range = None if self.x_range is None else self.x_range[kept]
+        return Line(self.label, x[kept], y[kept], y_error, point_labels, runs, ends, self.marker, x_range)
 
     def values(self, axis: str) -> np.ndarray:
         """The coordinates along an axis, x or y, with the ends of intervals."""
@@ -123,8 +123,9 @@ def comparison_figure(
     of its style in other figures; labels that are missing are added. panel_in: width and height of a panel in inches.
 
     Fields of a panel: connect_points: connect the points of a line in order. as_curves: draw curves without markers,
-    and errors as bands. x_log, y_log: whether an axis is logarithmic; None: only if the values span decades.
-    x_descending: x decreases to the right, as is usual for tolerances.
+    and errors as bands. x_log, y_log: whether an axis is logarithmic; None: only if the values span decades. With
+    y_log=True, triangles at the lower edge stand for values of zero or less. x_descending: x decreases to the right,
+    as is usual for tolerances.
     """
     figure, all_axes = style.new_figure(len(panels), columns, *panel_in)
     labels = dict.fromkeys(line.label for panel in panels for line in panel.lines)
@@ -140,6 +141,10 @@ def comparison_figure(
             _draw(axes, panel, line, style_indices[line.label], total, series_id(number, index))
             for index, line in enumerate(lines)
         ]
+        for line in lines:
+            _draw_bars(axes, line, style.colour(style_indices[line.label]))
+            if panel.y_log:
+                _mark_below(axes, line, style.colour(style_indices[line.label]))
         for index, reference in enumerate(shown):
             _draw_reference_line(axes, reference, 0 if reference.note else index)
         _scale(axes, panel, lines, shown)
@@ -274,6 +279,31 @@ def _path(line: Line) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([line.x, line.ends, gap], 1).ravel(), np.stack([line.y, line.y, gap], 1).ravel()
 
 
+def _draw_bars(axes: Axes, line: Line, tint: str) -> None:
+    """Draw the horizontal bars of the points."""
+    if line.x_range is not None:
+        low, high = line.x_range.T
+        axes.hlines(line.y, low, high, color=tint, linewidth=4.5, alpha=0.35)
+
+
+def _mark_below(axes: Axes, line: Line, tint: str) -> None:
+    """Draw triangles at the lower edge for points that a logarithmic axis cannot show."""
+    x = line.x[line.y <= 0]
+    if len(x):
+        axes.plot(
+            x,
+            np.zeros(len(x)),
+            transform=axes.get_xaxis_transform(),
+            linestyle="none",
+            marker="v",
+            markersize=8,
+            color=tint,
+            markerfacecolor="white",
+            clip_on=False,
+            label=BELOW,
+        )
+
+
 def _draw_reference_line(axes: Axes, reference: ReferenceLine, index: int) -> None:
     line_style = (0, ((5, 3), (1, 2), (8, 3, 1, 3))[index % 3])
     options: dict[str, Any] = {
@@ -296,8 +326,9 @@ def _scale(axes: Axes, panel: Panel, lines: Sequence[Line], shown: Sequence[Refe
     for axis, log_scale in requested.items():
         values = np.concatenate([line.values(axis) for line in lines] or [np.empty(0)])
         is_log = style.spans_decades(values) if log_scale is None else log_scale
-        if is_log and values.size and values.min() > 0:
-            _scale_log(axes, axis, values, descending=panel.x_descending and axis == "x")
+        positive = values[values > 0]
+        if is_log and positive.size and (len(positive) == len(values) or (axis == "y" and log_scale)):
+            _scale_log(axes, axis, positive, descending=panel.x_descending and axis == "x")
         else:
             tops = [_upper_end(line, axis) for line in lines]
             if axis == "y":
@@ -342,51 +373,3 @@ def _upper_end(line: Line, part: str) -> float:
     if part == "y" and line.y_error is not None:
         values = values + line.y_error
     return values.max(initial=0.0)
-
-
-def dot_plot(panels: Mapping[str, Dots], x: str, spreads: Mapping[str, Dots] | None = None) -> Figure:
-    """Draw one panel per title, with one row per category and one marker per label, on a logarithmic axis.
-
-    Omits values <= 0. panels: title -> label -> category -> value. x: the axis label, with unit. spreads: like panels;
-    a line connects each value of it with the marker.
-    """
-    categories = list(dict.fromkeys(name for panel in panels.values() for line in panel.values() for name in line))
-    labels = list(dict.fromkeys(label for panel in panels.values() for label in panel))
-    lines = [line for panel in panels.values() for line in panel.values()]
-    # One scale, so that panels can be compared.
-    all_values = [value for line in lines for value in line.values() if value > 0]
-    figure, all_axes = style.new_figure(max(len(panels), 1), 2, 5.4, 1.1 + ROW_IN * max(len(categories), 2))
-    for (title, panel), axes in zip(panels.items(), all_axes, strict=False):
-        for label, line in panel.items():
-            place = labels.index(label)
-            # Shifted vertically, so that equal values do not hide each other.
-            shift = 0.5 * ((place + 0.5) / len(labels) - 0.5)
-            rows = [(value, categories.index(name) + shift) for name, value in line.items() if value > 0]
-            for name, end in (spreads or {}).get(title, {}).get(label, {}).items():
-                height = categories.index(name) + shift
-                axes.plot([line[name], end], [height, height], color=style.colour(place), linewidth=style.LINE_PT)
-            axes.plot(
-                [value for value, _ in rows],
-                [row for _, row in rows],
-                linestyle="none",
-                marker=style.marker(place),
-                markersize=style.pt(6),
-                color=style.colour(place),
-                label=label,
-                clip_on=False,  # a value may lie on the limit of an axis
-            )
-        _scale_to_decades(axes, all_values)
-        axes.set_yticks(range(len(categories)), categories)
-        axes.set_ylim(len(categories) - 0.5, -0.5)
-        style.style_axes(axes, title, x, "")
-    style.legend_below(figure)
-    return figure
-
-
-def _scale_to_decades(axes: Axes, values: Sequence[float]) -> None:
-    """Set a logarithmic axis with whole decades as limits."""
-    axes.set_xscale("log")
-    if values:
-        low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-        axes.set_xlim(10.0**low, 10.0 ** max(high, low + 1))
-    axes.xaxis.set_minor_formatter(NullFormatter())

@@ -7,10 +7,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.quiver import Quiver
+from scipy.ndimage import gaussian_filter
 
 from odebench.plots import style
+from odebench.plots.style import Limits
 
-Limits = tuple[float, float]
 SQUARE_IN = 3.1
 SATURATED_MASS = 0.01
 MAX_EXPONENT = 50.0
@@ -71,6 +73,13 @@ def histogram(samples: np.ndarray, limits: Limits, num: int) -> np.ndarray:
         return np.log(counts.ravel() / (max(len(samples), 1) * cell))
 
 
+def smoothed_histogram(samples: np.ndarray, limits: Limits, num: int) -> np.ndarray:
+    """Like `histogram`, smoothed by a Gaussian with a standard deviation of one cell."""
+    density = np.exp(histogram(samples, limits, num)).reshape(num, num)
+    with np.errstate(divide="ignore"):
+        return np.log(gaussian_filter(density, 1.0, mode="constant").ravel())
+
+
 def num_bins(num_samples: int) -> int:
     """The number of bins per axis for a histogram: between 10 and 100, with two samples per cell on average."""
     return int(np.clip(np.sqrt(num_samples / 2), 10, 100))
@@ -118,19 +127,9 @@ def vector_field(times: style.Numbers, velocities: np.ndarray, limits: Limits, t
     limits: the limits of both axes.
     """
     figure, panels = style.new_square_figure(max(len(times), 1), MAX_COLUMNS, SQUARE_IN, title=title)
-    num = int(np.sqrt(np.shape(velocities)[1])) if len(times) else 1
-    unit = _typical_speed(velocities)
+    unit = typical_speed(velocities)
     for index, (axes, time) in enumerate(zip(panels, times, strict=False)):
-        arrows = axes.quiver(
-            *grid_points(limits, num).T,
-            *velocities[index].T,
-            angles="xy",
-            scale_units="xy",
-            scale=unit * num / (LONG_ARROW * (limits[1] - limits[0])),
-            pivot="mid",
-            width=0.006,
-            color=style.VERMILION,
-        )
+        arrows = draw_arrows(axes, velocities[index], limits, unit, style.VERMILION)
         style.style_plane(axes, f"t = {time:.3g}", limits)
         if index == 0:
             shown = float(f"{unit:.1g}")
@@ -140,7 +139,23 @@ def vector_field(times: style.Numbers, velocities: np.ndarray, limits: Limits, t
     return figure
 
 
-def _typical_speed(velocities: np.ndarray) -> float:
+def draw_arrows(axes: Axes, velocities: np.ndarray, limits: Limits, unit: float, tint: str) -> Quiver:
+    """Draw velocities [num^2, 2] at `grid_points` as arrows; unit: the speed of an arrow of about a cell's length."""
+    num = int(np.sqrt(len(velocities)))
+    return axes.quiver(
+        *grid_points(limits, num).T,
+        *velocities.T,
+        angles="xy",
+        scale_units="xy",
+        scale=unit * num / (LONG_ARROW * (limits[1] - limits[0])),
+        pivot="mid",
+        width=0.005,
+        color=tint,
+    )
+
+
+def typical_speed(velocities: np.ndarray) -> float:
+    """The 95 % quantile of the speeds of finite velocities [..., 2]; 1 if it is zero."""
     speeds = np.linalg.norm(velocities, axis=-1)
     speeds = speeds[np.isfinite(speeds)]
     return float(np.quantile(speeds, 0.95)) or 1.0 if speeds.size else 1.0

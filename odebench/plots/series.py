@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse
 
 from odebench.plots import style
 
@@ -129,14 +130,18 @@ def series_over_time(series: Sequence[PredictedSeries], names: Sequence[str], ti
     return figure
 
 
-def series_in_plane(series: Sequence[PredictedSeries], columns: int = MAX_COLUMNS) -> Figure:
-    """Draw the first two components against each other, one panel per series, all with the same limits.
+def series_in_plane(
+    series: Sequence[PredictedSeries], columns: int = MAX_COLUMNS, groups: Sequence[int] | None = None
+) -> Figure:
+    """Draw the first two components against each other, one panel per series.
+
+    groups: [N], panels with the same number show the same part of the plane; by default each panel shows its own.
 
     The strong line is the mean over latent samples; pale lines are up to 20 single samples.
     """
     figure, panels = style.new_square_figure(max(len(series), 1), columns, 2.9)
-    limits = style.padded_limits(np.array([one.limits(slice(0, 2)) for one in series]))
-    for axes, one in zip(panels, series, strict=False):
+    windows = _windows(series, groups or range(len(series)))
+    for axes, one, window in zip(panels, series, windows, strict=False):
         if one.truth is not None:
             axes.plot(*one.truth[:, :2].T, **TRUTH)
         for label, tint, part in one.segments():
@@ -150,11 +155,24 @@ def series_in_plane(series: Sequence[PredictedSeries], columns: int = MAX_COLUMN
         if one.held_out is not None:
             axes.plot(*one.held_out.values[:, :2].T, **HELD_OUT)
         axes.plot(*one.observed.values[:, :2].T, **OBSERVED)
-        style.style_plane(axes, one.label, limits)
+        style.style_plane(axes, one.label, *window)
     if not series:
-        style.style_plane(panels[0], "No series", limits)
+        style.style_plane(panels[0], "No series", (0.0, 1.0))
     style.legend_below(figure)
     return figure
+
+
+def _windows(series: Sequence[PredictedSeries], groups: Sequence[int]) -> list[tuple[style.Limits, style.Limits]]:
+    """For each series the limits of x and of y, of one length: those of all series of its group."""
+    found: dict[int, list[list[style.Limits]]] = {}
+    for one, group in zip(series, groups, strict=True):
+        found.setdefault(group, []).append([one.limits(slice(0, 1)), one.limits(slice(1, 2))])
+    windows = {}
+    for group, limits in found.items():
+        low, high = np.array(limits)[..., 0].min(axis=0), np.array(limits)[..., 1].max(axis=0)
+        (x, y), half = (low + high) / 2, (high - low).max() / 2
+        windows[group] = (x - half, x + half), (y - half, y + half)
+    return [windows[group] for group in groups]
 
 
 def model_comparison(models: Mapping[str, Sequence[PredictedSeries]]) -> Figure:
@@ -167,7 +185,8 @@ def model_comparison(models: Mapping[str, Sequence[PredictedSeries]]) -> Figure:
     columns = max(kinds.values(), default=1)
     by_series = zip(*models.values(), strict=True)
     titled = [one._replace(label=name) for row in by_series for name, one in zip(models, row, strict=True)]
-    return series_in_plane(titled, columns if columns > 1 else max(len(models), 1))
+    groups = [index // len(models) for index in range(len(titled))]
+    return series_in_plane(titled, columns if columns > 1 else max(len(models), 1), groups)
 
 
 def latent_paths(
@@ -191,6 +210,54 @@ def latent_paths(
     style.style_plane(axes, title, style.padded_limits(paths[..., :2], margin=0.05))
     axes.set(xlabel="z₁ (latent)", ylabel="z₂ (latent)")
     axes.plot([], [], **START, color=style.GREY, label="start")
+    style.legend_below(figure)
+    return figure
+
+
+class LatentPlane(NamedTuple):
+    """A plane in latent space, in coordinates of the plane.
+
+    paths: [N, T, 2], trajectories. x, y: [n], a grid, with the field's part in the plane: velocities [n, n, 2], rows
+    along y. means [M, 2], covariances [M, 2, 2]: the posteriors of some initial states.
+    """
+
+    paths: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+    velocities: np.ndarray
+    means: np.ndarray
+    covariances: np.ndarray
+
+
+def phase_portrait(
+    plane: LatentPlane, shares: tuple[float, float], labels: np.ndarray | None = None, class_names: Sequence[str] = ()
+) -> Figure:
+    """Draw the field as stream lines, trajectories coloured by class, and ellipses of two standard deviations.
+
+    shares: of the variance of the trajectories, that of each coordinate. labels: [N], indices into class_names.
+    """
+    figure, (axes,) = style.new_figure(width_in=6.0, height_in=4.4)
+    u, v = np.moveaxis(plane.velocities, 2, 0)
+    axes.streamplot(plane.x, plane.y, u, v, color="#BBBBBB", linewidth=0.7, arrowsize=0.8, density=1.3, zorder=1)
+    labels = np.zeros(len(plane.paths), dtype=int) if labels is None else labels
+    for index in np.unique(labels):
+        chosen, tint = plane.paths[labels == index], style.colour(int(index))
+        name = class_names[index] if class_names else "trajectories"
+        axes.add_collection(LineCollection(list(chosen), color=tint, linewidth=1.0, alpha=0.8, label=name))
+        axes.plot(*chosen[:, 0].T, **START, color=tint)
+    for mean, covariance, index in zip(plane.means, plane.covariances, labels, strict=False):
+        variances, directions = np.linalg.eigh(covariance)
+        width, height = 4 * np.sqrt(np.maximum(variances, 0))
+        angle = np.degrees(np.arctan2(directions[1, 0], directions[0, 0]))
+        tint = style.colour(int(index))
+        axes.add_patch(Ellipse(mean, width, height, angle=angle, facecolor=tint, alpha=0.25, linewidth=0))
+    x, y = (f"component {one}: {100 * share:.0f} % of the variance" for one, share in enumerate(shares, 1))
+    style.style_axes(axes, "Latent phase portrait", x, y)
+    axes.grid(False)
+    axes.set(xlim=plane.x[[0, -1]], ylim=plane.y[[0, -1]])
+    axes.plot([], [], color="#BBBBBB", linewidth=1.0, label="field")
+    axes.plot([], [], **START, color=style.GREY, label="start")
+    axes.fill_between([], [], color=style.GREY, alpha=0.25, linewidth=0, label="posterior, 2 std")
     style.legend_below(figure)
     return figure
 

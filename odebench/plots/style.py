@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 # Colours of Okabe and Ito (2008), "Color Universal Design", which colour-blind readers can distinguish. Yellow is left
@@ -32,6 +33,7 @@ LIGHT_GREY = "#EEEEEE"
 DENSITY_MAP = matplotlib.colormaps["Blues"]
 
 Numbers = Sequence[float] | np.ndarray
+Limits = tuple[float, float]
 PANEL_WIDTH_IN = 4.6
 PANEL_HEIGHT_IN = 3.1
 TITLE_PT = 11
@@ -40,6 +42,7 @@ TICK_PT = 9
 LINE_PT = 1.7
 LEGEND_ENTRY_IN = 1.5
 LETTER_IN = 0.07
+HALO = withStroke(linewidth=1.6, foreground="white")  # keeps lines away from letters
 
 
 def pt(size: float) -> float:
@@ -51,8 +54,8 @@ def new_figure(
     num_panels: int = 1, columns: int = 2, width_in: float = PANEL_WIDTH_IN, height_in: float = PANEL_HEIGHT_IN
 ) -> tuple[Figure, list[Axes]]:
     """An empty figure of `num_panels` panels in up to `columns` columns, each of the given size in inches."""
-    columns = min(columns, num_panels)
-    rows = -(-num_panels // columns)
+    rows = -(-num_panels // min(columns, num_panels))
+    columns = -(-num_panels // rows)  # four panels of at most three columns: two and two
     figure = Figure(figsize=(width_in * columns, height_in * rows), layout="constrained")
     FigureCanvasAgg(figure)
     panels = [figure.add_subplot(rows, columns, index + 1) for index in range(num_panels)]
@@ -92,17 +95,19 @@ def new_square_figure(
     return figure, panels
 
 
-def style_plane(axes: Axes, title: str, limits: tuple[float, float]) -> None:
-    """Style a panel that shows two-dimensional states: `limits` on both axes, no grid.
+def style_plane(axes: Axes, title: str, limits: Limits, y_limits: Limits | None = None) -> None:
+    """Style a panel that shows two-dimensional states: `limits` on both axes, or `y_limits` on the second; no grid.
 
-    Only the outer panels of a figure keep their labels.
+    Only the outer panels of a figure keep their labels, and with the same limits also their tick labels.
     """
     style_axes(axes, title, "x₁", "x₂")
     axes.grid(False)
-    axes.set(xlim=limits, ylim=limits, aspect="equal")
+    axes.set(xlim=limits, ylim=y_limits or limits, aspect="equal")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10]))
-    axes.label_outer()
+    axes.label_outer(remove_inner_ticks=False)
+    if y_limits:
+        axes.tick_params(labelbottom=True, labelleft=True)
 
 
 def colour_bar(
@@ -132,7 +137,7 @@ def spans_decades(values: Numbers, ratio: float = 20.0) -> bool:
     return bool(array.size and array.min() > 0 and array.max() / array.min() > ratio)
 
 
-def padded_limits(values: np.ndarray, margin: float = 0.0) -> tuple[float, float]:
+def padded_limits(values: np.ndarray, margin: float = 0.0) -> Limits:
     """Limits around all finite values, extended by `margin` times their span; a span of 1 if all are equal."""
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
@@ -156,9 +161,10 @@ def legend_below(figure: Figure, renamed: Mapping[str, str] | None = None) -> No
     labels = [textwrap.fill(label, int((width_in - 0.8) / pt(LETTER_IN))) for label in handles]
     longest = max(len(line) for label in labels for line in label.split("\n"))
     entry_in = max(pt(LEGEND_ENTRY_IN), 0.6 + pt(LETTER_IN) * longest)
-    columns = max(int(width_in / entry_in), 1)
+    rows = -(-len(labels) // max(int(width_in / entry_in), 1))
+    columns = -(-len(labels) // rows)
     more = sum(label.count("\n") for label in labels)
-    figure.set_figheight(figure.get_figheight() + 0.3 + 0.2 * (-(-len(labels) // columns) + more))
+    figure.set_figheight(figure.get_figheight() + 0.3 + 0.2 * (rows + more))
     figure.legend(
         list(handles.values()),
         labels,

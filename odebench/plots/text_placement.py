@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 
 from odebench.plots import style
 
@@ -17,8 +16,8 @@ AROUND_AXES_PT = np.array([64.4, 58.6])
 POINT_LABEL_PT, LINE_LABEL_PT = 7.5, 6.5
 MARKER_PT = 6.0
 OFFSET_PT = 7.0  # from a point to its label: beside error bars and circles
+OVER_PT = 6.0  # to a label over or under it
 MERGE_DISTANCE_PT = 6.0  # points nearer than this share a label
-HALO = withStroke(linewidth=1.6, foreground="white")  # keeps lines away from letters
 MAX_UNPLACED = 3  # if more labels than this do not fit into a scatter plot, write none
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top
@@ -34,7 +33,7 @@ class LabelledPoints(NamedTuple):
 
 
 class _PlacedLabel(NamedTuple):
-    """A label at a point. side: -1 if it is left of the point, 1 if right; rise: 1 if above, -1 if below."""
+    """A label at a point. side: -1 if it is left of the point, 1 if right, 0 if over or under it; rise: 1 or -1."""
 
     text: str
     point: tuple[float, float]
@@ -98,7 +97,7 @@ def write_line_labels(axes: Axes, line_labels: Mapping[str, float], occupied: Se
             va="bottom" if rise > 0 else "top",
             fontsize=line_label_pt,
             color=style.GREY,
-            path_effects=[HALO],
+            path_effects=[style.HALO],
             zorder=1.8,  # over the dashed lines, under the points
         )
     return [*occupied, *written]
@@ -128,11 +127,12 @@ def write_point_labels(axes: Axes, lines: Sequence[LabelledPoints], occupied: Se
     options: dict[str, Any] = {
         "textcoords": "offset points",
         "fontsize": style.pt(POINT_LABEL_PT),
-        "path_effects": [HALO],
+        "path_effects": [style.HALO],
     }
     for text, point, tint, side, rise in written:
-        options |= {"ha": "left" if side > 0 else "right", "va": "bottom" if rise > 0 else "top", "color": tint}
-        axes.annotate(text, point, (side * OFFSET_PT, rise), **options)
+        ends = {-1: "right", 0: "center", 1: "left"}
+        options |= {"ha": ends[side], "va": "bottom" if rise > 0 else "top", "color": tint}
+        axes.annotate(text, point, (side * OFFSET_PT, rise * (1 if side else OVER_PT)), **options)
 
 
 def _candidate_positions(axes: Axes, line: LabelledPoints) -> Iterator[list[tuple[_PlacedLabel, Box]]]:
@@ -143,12 +143,11 @@ def _candidate_positions(axes: Axes, line: LabelledPoints) -> Iterator[list[tupl
         run, rise = near[-1] - near[0]
         first = -1 if run * rise > 0 else 1  # avoid the line itself
         choices = []
-        for side, up in ((first, 1), (-first, -1), (-first, 1), (first, -1)):
+        for side, up in ((first, 1), (-first, -1), (-first, 1), (first, -1), (0, 1), (0, -1)):
             (x, y), width = at[index], _width(text, height)
-            left, bottom = (
-                (x + OFFSET_PT if side > 0 else x - OFFSET_PT - width),
-                (y + 1 if up > 0 else y - 1 - height),
-            )
+            left = x - width / 2 + side * (OFFSET_PT + width / 2)
+            away = 1 if side else OVER_PT
+            bottom = y + away if up > 0 else y - away - height
             box = (left, bottom, left + width, bottom + height)
             if left >= 0 and bottom >= 0 and (box[2:] <= size).all():
                 point = float(line.x[index]), float(line.y[index])

@@ -23,10 +23,10 @@ from odebench.reporting.runs import Row, Run, RunCollection, RunGroup, read_eval
 TOLERANCE, FORWARD_LABEL = "tolerance (rtol = atol)", "forward NFE of a training step"
 # Key of the error of the output, relative to a solve at a much smaller tolerance.
 OUTPUT_ERROR = "output_error"
-# Key of an error of a training step's gradient -> axis label, which names the reference.
+# Key of an error of a training step's gradient -> the reference.
 GRADIENT_ERRORS = {
-    "gradient_error_discrete": "relative error against the discrete solve",
-    "gradient_error": "relative error against float64 at 1e-9",
+    "gradient_error_discrete": "against the discrete solve",
+    "gradient_error": "against float64 at 1e-9",
 }
 
 
@@ -97,7 +97,13 @@ def gradient_against_tolerance(collection: RunCollection) -> Comparison:
                 found.setdefault((group_label(group, keys), error), []).extend(positive_only(lines))
     options: dict[str, Any] = {"x_log": True, "y_log": True, "x_descending": True}
     panels = [
-        Panel(f"Gradient, {title}".removesuffix(", "), TOLERANCE, GRADIENT_ERRORS[error], lines, **options)
+        Panel(
+            f"{title or 'gradient'}: {GRADIENT_ERRORS[error]}",
+            TOLERANCE,
+            "relative error of the gradient",
+            lines,
+            **options,
+        )
         for (title, error), lines in found.items()
     ]
     return nonempty_panels(panels, columns=len(GRADIENT_ERRORS))

@@ -8,16 +8,8 @@ from matplotlib.figure import Figure
 
 from odebench.config.schema.quantities import higher_is_better
 from odebench.errors import UsageError, unknown_name
-from odebench.plots.comparison import (
-    MAX_LINES,
-    Comparison,
-    Line,
-    Panel,
-    ReferenceLine,
-    comparison_figure,
-    dot_plot,
-    num_points,
-)
+from odebench.plots.comparison import MAX_LINES, Comparison, Line, Panel, ReferenceLine, comparison_figure, num_points
+from odebench.plots.dot_plot import dot_plot
 from odebench.plots.step_sizes import step_size_panel
 from odebench.record import layout
 from odebench.record.steps import SolveSteps, read_longest_solve
@@ -53,6 +45,7 @@ from odebench.reporting.lines import (
     require_points,
     split_into_lines,
 )
+from odebench.reporting.nfe_heat_map import nfe_heat_map
 from odebench.reporting.runs import Row, Run, RunCollection, RunGroup, read_rows
 
 # Cost -> tag and axis label.
@@ -379,6 +372,11 @@ FIGURES = {
     ),
     "nfe-training": FigureKind(
         "NFE over a training", "a run of a model with an ODE; make one: odebench train model=odenet", _nfe_over_training
+    ),
+    "nfe-heatmap": FigureKind(
+        "NFE by epoch and tolerance",
+        "trainings at two tolerances; make them: odebench sweep tol=1e-2,1e-3,1e-4",
+        nfe_heat_map,
     ),
     "memory-depth": FigureKind(
         "peak and saved memory against depth, one line per gradient mode",

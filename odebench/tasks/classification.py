@@ -14,8 +14,11 @@ from odebench.config.settings import Settings
 from odebench.data import ImageData, ImageSplit, batch_generator, batch_indices, random_crop, to_float
 from odebench.ode import Stats
 from odebench.plots.confusion import confusion_matrix
+from odebench.plots.features import features_through_depth
 from odebench.tasks.build import build_model
 from odebench.tasks.task import Loss, Task
+
+NUM_STATES, NUM_TIMES = 400, 10  # images, and times of the ODE, in the figure of hidden states
 
 
 class ClassificationTask(Task):
@@ -109,11 +112,36 @@ class ClassificationTask(Task):
 
     @torch.no_grad()
     def figures(self) -> dict[str, Figure]:
-        """Draw the confusion matrix of the validation images."""
+        """Draw the confusion matrix of the validation images, and their hidden states through an ODE."""
         rows = self.predict("validation")
         counts = np.zeros((self._data.num_classes,) * 2, dtype=int)
         np.add.at(counts, (rows["label"], rows["prediction"]), 1)
-        return {"confusion": confusion_matrix(counts)}
+        return {"confusion": confusion_matrix(counts)} | self._depth_figure()
+
+    def _depth_figure(self) -> dict[str, Figure]:
+        """Draw the states of validation images at several times of the ODE, if the model solves one from 0 on."""
+        part = self._splits["validation"]
+        images, labels = part.images[:NUM_STATES], part.labels[:NUM_STATES].cpu().numpy()
+        found: list[tuple[list[float], Tensor]] = []
+
+        eval_solve = self.eval_solve
+        if eval_solve is None or len(images) < 3:
+            return {}
+
+        def solve(field: Any, y0: Any, t: Any, **options: Any) -> Any:
+            times = torch.linspace(float(t[0]), float(t[-1]), NUM_TIMES).tolist()
+            solution = eval_solve(field, y0, times, **options)
+            if isinstance(solution.y, Tensor):
+                found.append((times, solution.y.flatten(2).float().cpu()))
+            return solution
+
+        with self._autocast:
+            self.model.eval()(to_float(images), solve)
+        if len(found) != 1:
+            return {}
+        times, states = found[0]
+        components, shares = principal_components(states)
+        return {"features": features_through_depth(components, labels, times, shares)}
 
     def _evaluate(self, model: nn.Module, images: Tensor) -> tuple[Tensor, tuple[Stats, ...]]:
         """Return the logits (bfloat16 is converted to float32) and the statistics of the solves."""
@@ -123,6 +151,16 @@ class ClassificationTask(Task):
 
     def _batches(self, split: ImageSplit) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(split.images.split(self._eval_batch_size), split.labels.split(self._eval_batch_size), strict=True)
+
+
+def principal_components(states: Tensor) -> tuple[np.ndarray, tuple[float, float]]:
+    """Project states [T, N, D] of all times onto their first two components: [T, N, 2], and shares of the variance."""
+    centred = states.flatten(0, 1) - states.mean((0, 1))
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        scores, sizes, _ = torch.svd_lowrank(centred, q=min(6, *centred.shape))
+    first, second = (sizes[:2].square() / centred.square().sum()).tolist()
+    return (scores * sizes)[:, :2].unflatten(0, states.shape[:2]).numpy(), (first, second)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

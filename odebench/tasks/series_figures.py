@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -9,8 +10,10 @@ from torch import Tensor
 from odebench.data.series import SeriesBatch, SeriesData, SeriesSplit
 from odebench.models.series import Forecast
 from odebench.plots import series as plots
+from odebench.plots.style import padded_limits
 
 NUM_SHOWN, NUM_PATHS, NUM_CHANNELS, NUM_TIMES = 6, 60, 3, 200
+NUM_GRID, NUM_ELLIPSES = 24, 20
 # Without a ground truth, the time axis ends at this multiple of the data's time span.
 EXTRAPOLATION_FACTOR = 1.25
 
@@ -18,7 +21,11 @@ Forecaster = Callable[[Tensor, Tensor], Forecast]
 
 
 def series_figures(
-    data: SeriesData, split: SeriesSplit, forecast: Forecaster, window: tuple[float, float]
+    data: SeriesData,
+    split: SeriesSplit,
+    forecast: Forecaster,
+    window: tuple[float, float],
+    field: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, Figure]:
     """Draw the first series of a split with their forecasts, event rates, latent paths and errors.
 
@@ -26,7 +33,7 @@ def series_figures(
     is known at the same times.
 
     forecast: a function of series indices [B] and times [T] that returns a Forecast. window: the first and the last
-    time of the model's inputs.
+    time of the model's inputs. field: the field of an autonomous latent ODE, for its phase portrait.
     """
     figures: dict[str, Figure] = {}
     first = range(min(NUM_SHOWN, len(split)))
@@ -42,7 +49,37 @@ def series_figures(
         labels = None if split.labels is None else split.labels[indices].cpu().numpy()
         names = [f"label {label}" for label in range(data.num_classes)]
         figures["latents"] = plots.latent_paths(prediction.latents[0].cpu().numpy(), labels, names)
+        if field is not None:
+            figures["phase"] = plots.phase_portrait(*_latent_plane(prediction, field), labels, names)
     return figures | _error_figure(split, forecast, window)
+
+
+def _latent_plane(
+    prediction: Forecast, field: Callable[[Tensor], Tensor]
+) -> tuple[plots.LatentPlane, tuple[float, float]]:
+    """The plane of the first two principal components of the latent states, and their shares of the variance."""
+    assert prediction.latents is not None
+    assert prediction.posterior is not None
+    latents = prediction.latents[0]
+    flat = latents.flatten(0, 1)
+    centre = flat.mean(0)
+    sizes, axes = torch.linalg.svd(flat - centre, full_matrices=False)[1:]
+    axes = axes[:2]  # [2, L]
+    paths = ((latents - centre) @ axes.T).cpu().numpy()
+    x, y = (np.linspace(*padded_limits(paths[..., part], margin=0.08), NUM_GRID) for part in (0, 1))
+    points = torch.from_numpy(np.stack(np.meshgrid(x, y), axis=-1)).to(latents)
+    velocities = field(centre + points @ axes) @ axes.T
+    mean, std = (part[:NUM_ELLIPSES] for part in prediction.posterior)
+    plane = plots.LatentPlane(
+        paths,
+        x,
+        y,
+        velocities.cpu().numpy(),
+        ((mean - centre) @ axes.T).cpu().numpy(),
+        ((axes * std.square().unsqueeze(1)) @ axes.T).cpu().numpy(),
+    )
+    first, second = (sizes[:2].square() / sizes.square().sum()).tolist()
+    return plane, (first, second)
 
 
 def examples(

@@ -1,8 +1,9 @@
 """The task of modelling irregular time series: reconstruction, extrapolation and classification."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from odebench.data.series import SeriesBatch, SeriesData, SeriesSplit
 from odebench.errors import Diverged
 from odebench.models.series import Forecast, LatentODE
 from odebench.models.series.cells import ODERNNCell
+from odebench.models.series.fields import AutonomousField
 from odebench.plots.series import PredictedSeries
 from odebench.tasks.build import build_model
 from odebench.tasks.compatibility import check_series_model
@@ -224,7 +226,19 @@ class TimeSeriesTask(Task):
     @torch.no_grad()
     def figures(self) -> dict[str, Figure]:
         """Draw figures of the test series; see ``series_figures``."""
-        return series_figures(self._data, self._splits["test"], self._forecast_test_series, (0.0, self._window))
+        window = (0.0, self._window)
+        return series_figures(
+            self._data, self._splits["test"], self._forecast_test_series, window, self._latent_field()
+        )
+
+    def _latent_field(self) -> Callable[[Tensor], Tensor] | None:
+        """The field of a latent ODE whose state is the latent state alone, as a function of this state."""
+        model = self.model
+        if not isinstance(model, LatentODE) or not isinstance(model.field, AutonomousField):
+            return None
+        if model.latent_dim < 2 or model.latent_dim != model.state_dim:
+            return None
+        return partial(model.field, torch.zeros((), device=self._device))
 
     @torch.no_grad()
     def examples(self) -> list[PredictedSeries]:

@@ -7,6 +7,7 @@ import pytest
 
 from odebench.bench import report
 from odebench.errors import UsageError
+from odebench.plots.comparison import Panel, comparison_figure
 
 
 def row(library, time_ms, **changes):
@@ -115,12 +116,22 @@ def test_lines_follow_the_tolerances_and_omit_values_that_are_not_positive():
     of_each = ((3.0, 50, 1e-5, 20), (1.0, 26, 1e-3, None), (2.0, None, 1e-2, None), (4.0, 60, float("nan"), 0),
                (5.0, 70, 0.0, 0), (6.0, 80, None, 0))  # fmt: skip
     rows = [
-        {"time_median_ms": time_ms, "nfe_forward": forward, "nfe_backward": backward, "state_error": error}
+        {"tol": 1e-3, "time_median_ms": time_ms, "nfe_forward": forward, "nfe_backward": backward, "state_error": error}
         for time_ms, forward, error, backward in of_each
     ]
     for x, expected in (
-        ("median time (ms)", [(3.0, 1e-5), (1.0, 1e-3), (2.0, 1e-2)]),
+        ("time (ms): median and quartiles", [(3.0, 1e-5), (1.0, 1e-3), (2.0, 1e-2)]),
         ("NFE, forward + backward", [(70, 1e-5), (26, 1e-3)]),
     ):
         line = report.work_precision_line("one", rows, report.FIGURE_COSTS[x], "state_error")
         assert [point for point in zip(line.x, line.y, strict=True) if np.isfinite(point).all()] == expected
+
+
+def test_times_have_bars_between_their_quartiles_and_points_their_tolerance():
+    rows = [row("odebench", 2.0, tol=tol, time_low_ms=3.5, time_high_ms=5.0) for tol in (1e-3, 1e-6)]
+    line = report.work_precision_line("one", rows, ("time_median_ms",), "state_error")
+    assert line.x_range.tolist() == [[3.5, 5.0]] * 2
+    assert line.point_labels == ["1e-3", "1e-6"]
+    (axes,) = comparison_figure([Panel("t", "x", "y", [line])]).axes
+    (bars,) = axes.collections
+    assert [part[:, 0].tolist() for part in bars.get_segments()] == [[3.5, 5.0]] * 2

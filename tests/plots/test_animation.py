@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from odebench.plots.animation import Frame, animation, frame_strip
+from odebench.plots.animation import Frame, Steps, animation, frame_strip
+from odebench.plots.density import grid_points
 
 LIMITS = (-3.0, 3.0)
 
@@ -39,10 +40,10 @@ def test_a_strip_shows_the_particles_of_each_frame_under_its_label():
         assert np.array_equal(np.stack(axes.lines[0].get_data(), axis=1), frame.particles)
 
 
-def test_a_strip_of_many_layers_keeps_the_first_and_the_last_and_no_more_than_eight():
+def test_a_strip_of_many_layers_keeps_the_first_and_the_last_and_no_more_than_six():
     layers = [Frame(f"layer {index}", np.zeros((1, 2))) for index in range(33)]
     shown = titles(frame_strip(layers, LIMITS))
-    assert len(shown) == 8
+    assert len(shown) == 6
     assert (shown[0], shown[-1]) == ("layer 0", "layer 32")
 
 
@@ -91,3 +92,17 @@ def test_without_frames_the_strip_is_empty_and_the_animation_raises_an_error(tmp
     assert titles(figure) == ["No frames"]
     with pytest.raises(ValueError, match="needs at least one frame"):
         animation([], LIMITS)
+
+
+def test_frames_show_density_arrows_and_the_steps_below():
+    grid = grid_points(LIMITS, 4)
+    given = [
+        Frame(f"t = {t}", np.zeros((1, 2)), -(grid**2).sum(axis=1), grid * (1 + t), time=t) for t in (0.0, 0.5, 1.0)
+    ]
+    (axes, *_) = frame_strip(given, LIMITS).axes
+    assert len(axes.images) == 1
+    steps = Steps(np.array([0.0, 0.25]), np.array([0.25, 0.75]))
+    plain, (pictures, _) = read(animation(given, LIMITS))[0], read(animation(given, LIMITS, steps=steps))
+    assert pictures[0].shape[0] > plain[0].shape[0]
+    below = [picture[plain[0].shape[0] :] for picture in pictures]
+    assert all((one != other).any() for one, other in pairwise(below))  # the line of the time moves

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from odebench.plots.comparison import MAX_LINES, Line, Panel, ReferenceLine, comparison_figure, dot_plot
+from odebench.plots.comparison import MAX_LINES, Line, Panel, ReferenceLine, comparison_figure
+from odebench.plots.dot_plot import dot_plot
 
 
 def line(label, x, y, **more):
@@ -235,3 +236,13 @@ def test_evaluations_are_counted_in_whole_numbers(values):
     (axes,) = figure.axes
     assert len(axes.get_xticks()) >= 2
     assert all(tick == round(tick) for tick in axes.get_xticks())
+
+
+def test_a_logarithmic_axis_marks_values_below_zero_at_its_lower_edge():
+    lines = [Line("flow", np.array([2.0, 8, 32]), np.array([0.5, 0.2, -1e-4])), Line("CNF", np.ones(1), np.ones(1))]
+    figure = comparison_figure([Panel("KL", "size", "KL (nats)", lines, y_log=True)])
+    axes = figure.axes[0]
+    below = next(line for line in axes.lines if line.get_label() == "zero or less")
+    assert axes.get_yscale() == "log"
+    assert (below.get_xdata().tolist(), below.get_color()) == ([32], axes.lines[0].get_color())
+    assert "zero or less" in [text.get_text() for text in figure.legends[0].get_texts()]

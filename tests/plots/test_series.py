@@ -2,14 +2,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.patches import Ellipse
 
 from odebench.plots.series import (
     InferredRate,
+    LatentPlane,
     MeasuredValues,
     PredictedSeries,
     error_over_time,
     latent_paths,
     model_comparison,
+    phase_portrait,
     rates_over_time,
     series_in_plane,
     series_over_time,
@@ -88,7 +91,15 @@ def test_the_plane_shows_components_against_each_other_with_single_samples():
     assert np.array_equal(drawn["truth"], TRUTH)
     assert np.allclose(drawn["extrapolation"], series().predictions.mean(axis=0)[4:])
     assert [len(pale.get_segments()) for pale in axes.collections] == [7, 7]
-    assert axes.get_xlim() == axes.get_ylim()
+    assert np.ptp(axes.get_xlim()) == pytest.approx(np.ptp(axes.get_ylim()))
+
+
+def test_panels_of_distant_series_show_their_own_part_of_the_plane():
+    moved = TRUTH + np.array([50, 0])
+    far = series(predictions=moved[None], truth=moved, observed=MeasuredValues(TIMES, moved))
+    near, away = series_in_plane([series(), far]).axes
+    assert max(near.get_xlim()) < 10 < 40 < min(away.get_xlim())
+    assert away.lines[0].get_xdata().max() < away.get_xlim()[1]
 
 
 def test_models_are_rows_for_each_series_with_the_same_limits():
@@ -96,7 +107,7 @@ def test_models_are_rows_for_each_series_with_the_same_limits():
     wide = series(label="two", predictions=3 * TRUTH[None])
     figure = model_comparison({name: [series(), wide] for name in names})
     assert [axes.get_title(loc="left") for axes in figure.axes] == names * 2
-    assert len({axes.get_xlim() for axes in figure.axes}) == 1
+    assert [len({axes.get_xlim() for axes in some}) for some in (figure.axes[:6], figure.axes[6:])] == [1, 1]
     assert figure.axes[0].get_subplotspec().get_geometry()[:2] == (4, 3)
     assert np.array_equal(lines(figure.axes[6])["extrapolation"], 3 * TRUTH[4:])
     assert np.array_equal(lines(figure.axes[5])["truth"], TRUTH)
@@ -180,3 +191,19 @@ def test_every_figure_is_drawn_without_a_warning_and_labels_its_axes(tmp_path, f
     made.savefig(tmp_path / "figure.png", dpi=30)
     assert made.axes[0].get_xlabel()
     assert made.axes[0].get_title(loc="left")
+
+
+def test_a_phase_portrait_has_trajectories_the_field_and_the_spread_of_their_starts():
+    paths = np.random.RandomState(0).randn(3, 8, 2)
+    x, y = np.linspace(-3, 3, 5), np.linspace(-2, 2, 5)
+    across, up = np.meshgrid(x, y)
+    covariances = np.stack([np.diag([0.04, 0.01])] * 2)
+    plane = LatentPlane(paths, x, y, np.stack([-up, across], axis=-1), paths[:2, 0], covariances)
+    figure = phase_portrait(plane, (0.6, 0.3), np.array([0, 1, 0]), ["clockwise", "counter"])
+    axes = figure.axes[0]
+    drawn = [one.get_segments() for one in axes.collections if one.get_label() in ("clockwise", "counter")]
+    assert np.array_equal(drawn[0], paths[[0, 2]])
+    ellipses = [patch for patch in axes.patches if isinstance(patch, Ellipse)]
+    assert sorted([ellipses[0].width, ellipses[0].height]) == pytest.approx([4 * 0.1, 4 * 0.2])
+    assert axes.get_xlabel() == "component 1: 60 % of the variance"
+    assert legend(figure) == ["clockwise", "counter", "field", "start", "posterior, 2 std"]

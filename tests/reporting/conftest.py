@@ -98,6 +98,8 @@ def corpus(record, runs):
                     "best/accuracy": 0.9 + nfe / 1000,
                     "final/peak_mib": 50 if has_backward else 50 + nfe,
                     "final/step_ms": nfe * 4,
+                    "best/step": 4,
+                    "best/epoch": 2,
                 }
                 rows = [
                     {"step": step, "elapsed_s": step, "nfe/forward": nfe + step, "nfe/backward": nfe * has_backward}

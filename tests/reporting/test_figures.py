@@ -15,11 +15,11 @@ from odebench.reporting.runs import collect_runs
 @pytest.mark.parametrize("name", figures.FIGURES)
 def test_every_figure_is_drawn_with_labelled_axes(name, request):
     figure = figures.draw(name, collect_runs([request.getfixturevalue("matched" if name == "figure4" else "corpus")]))
-    for axes in figure.axes:
+    for axes in [one for one in figure.axes if one.get_label() != "<colorbar>"]:
         assert axes.get_title(loc="left")
         assert axes.get_xlabel()
         assert axes.get_ylabel() or name == "gradient-error"
-        assert axes.lines
+        assert axes.lines or axes.images
 
 
 @pytest.mark.parametrize("name", figures.FIGURES)
@@ -138,8 +138,9 @@ def test_evaluations_have_one_line_per_gradient_mode(record, runs, points):
     discrete, exact = figures.draw("gradient-tolerance", collection).axes
     assert points(discrete) == {"adjoint, dopri5": [(1e-4, 1e-4), (1e-2, 1e-2)]}  # equal gradients have no error
     assert points(exact)["checkpoint, dopri5"] == [(1e-2, 2e-2)]
-    assert exact.get_title(loc="left") == "Gradient"
-    assert exact.get_ylabel() == "relative error against float64 at 1e-9"
+    assert discrete.get_title(loc="left") == "gradient: against the discrete solve"
+    assert exact.get_title(loc="left") == "gradient: against float64 at 1e-9"
+    assert exact.get_ylabel() == "relative error of the gradient"
 
 
 def test_evaluations_with_fixed_steps_are_a_line_along_the_steps(record, runs, points):
@@ -404,3 +405,15 @@ def test_the_pareto_front_of_one_sweep_differs_from_its_other_settings(record, r
     (front,) = [one for one in figure.axes[0].lines if one.get_label() == "Pareto front"]
     assert front.get_marker() == "o"
     assert {text.get_text() for text in figure.axes[0].texts} == {"1e-2"}
+
+
+def test_a_heat_map_has_the_mean_nfe_of_each_epoch_at_each_tolerance(record, runs):
+    for tol, nfe in ((1e-2, 10), (1e-4, 30)):
+        rows = [{"step": step, "elapsed_s": 1.0, "nfe/forward": nfe + step} for step in (2, 4, 6, 8)]
+        record(tol=tol, rows=rows, summary={"best/step": 8, "best/epoch": 2})
+    axes = figures.draw("nfe-heatmap", collect_runs([runs])).axes[0]
+    assert axes.images[0].get_array().tolist() == [[13, 17], [33, 37]]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["0.01", "0.0001"]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "2"]
+    record(tol=1e-2, model__name="rknet")
+    assert len(figures.draw("nfe-heatmap", collect_runs([runs])).axes) == 2  # one map and the colour bar

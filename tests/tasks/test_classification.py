@@ -1,5 +1,6 @@
 """The classification task: its batches, its evaluation, and its solver."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -74,6 +75,15 @@ def test_predictions_agree_with_the_evaluation(task):
     rows = task.predict("validation")
     right = sum(a == b for a, b in zip(rows["label"], rows["prediction"], strict=True))
     assert right / len(rows["label"]) == task.evaluate("validation")["accuracy"]
+
+
+def test_hidden_states_are_drawn_at_ten_times_of_the_solve(task):
+    panels = task.figures()["features"].axes
+    titles = [axes.get_title(loc="left") for axes in panels]
+    assert (len(titles), titles[0], titles[-1]) == (10, "t = 0", "t = 1")
+    first, last = (np.concatenate([line.get_xydata() for line in axes.lines]) for axes in (panels[0], panels[-1]))
+    assert first.shape == last.shape
+    assert not np.allclose(first, last)
 
 
 def test_a_warm_first_step_is_taken_in_training_only(tiny):

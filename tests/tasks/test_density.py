@@ -5,6 +5,7 @@ import sys
 import warnings
 from itertools import permutations
 
+import numpy as np
 import pytest
 import torch
 
@@ -166,7 +167,9 @@ def test_figures_of_a_density_in_the_plane():
     layered = planar().figures()
     assert set(layered) == {"density", "transformation", "transformation_gif"}
     titles = [axes.get_title(loc="left") for axes in layered["transformation"].axes]
-    assert titles == ["layer 0", "layer 0.6", "layer 1.2", "layer 1.8", "layer 2.4", "layer 3"]
+    assert titles == ["layer 0", "layer 1", "layer 2", "layer 3"]
+    particles = np.stack([axes.lines[0].get_xydata() for axes in layered["transformation"].axes])
+    assert np.abs(particles).max() < layered["transformation"].axes[0].get_xlim()[1]
 
 
 @pytest.mark.parametrize(

@@ -365,7 +365,7 @@ def test_the_warm_first_step_is_kept(build):
 
 def test_figures_show_series_latent_paths_and_errors(build):
     figures = build(*SMALL).figures()
-    assert set(figures) == {"series", "latents", "error"}
+    assert set(figures) == {"series", "latents", "phase", "error"}
     figures = build(*SMALL, "data=poisson_events", "data.observations=true", "model.events=true").figures()
     assert {"series", "rates", "latents"} <= set(figures)
     truth, inferred = figures["rates"].axes[0].lines[:2]

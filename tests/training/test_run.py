@@ -69,7 +69,9 @@ def test_every_model_trains_tests_once_and_writes_a_complete_record(model, train
     names = {path.name for path in result.folder.iterdir()}
     files = {"settings.yaml", "overrides.txt", "manifest.json", "status.json", "metrics.jsonl", "summary.json"}
     assert names >= files
-    figures = {"curves.png", "confusion.png"} | ({"step_sizes.png"} if model in ("odenet", "rknet") else set())
+    figures = {"curves.png", "confusion.png"} | (
+        {"step_sizes.png", "features.png"} if model in ("odenet", "rknet") else set()
+    )
     assert {path.name for path in (result.folder / "figures").iterdir()} == figures
     steps, values = run.series("train/loss")
     assert steps == list(range(1, 9))

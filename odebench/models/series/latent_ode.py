@@ -75,8 +75,8 @@ class LatentODE(SeriesModel):
             self.encoder = ODERNNEncoder(cell, latent_dim, HEAD_UNITS)
         self._augment, self._dim = augment, latent_dim + augment
         self.velocity = nn.Linear(self._dim, self._dim) if second_order else None
-        state_dim = 2 * self._dim if second_order else self._dim
-        self.field: nn.Module = AutonomousField(state_dim, field_units, field_layers, activation, self._dim)
+        self.state_dim = 2 * self._dim if second_order else self._dim
+        self.field: nn.Module = AutonomousField(self.state_dim, field_units, field_layers, activation, self._dim)
         if second_order:
             self.field = SecondOrderField(self.field)
         self.add_heads(num_features, self._dim, latent_dim, **heads)

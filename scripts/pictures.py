@@ -1,0 +1,366 @@
+"""Draw every picture in docs/pictures from its record.
+
+    python scripts/pictures.py                  all whose records are here
+    python scripts/pictures.py --train NAME...  these, after the trainings that they need
+
+The record of a picture is a file in docs/results, or runs in outputs/pictures, which `--train` makes by ordinary
+`odebench train`; finished runs are kept. A picture whose runs are missing is left as it is, and a line says so.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import bench_tables
+import compiled_tables
+import forest_plot
+import numpy as np
+import results
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from render_tables import REPRODUCED, ROOT
+
+from odebench.config.choices import options_of
+from odebench.config.compose import compose
+from odebench.config.read import read_settings
+from odebench.data import build_data
+from odebench.plots import density, style
+from odebench.plots.comparison import Line, Panel, ReferenceLine, comparison_figure
+from odebench.plots.curves import training_curves
+from odebench.record.reader import is_run, read_run
+from odebench.reporting import figures
+from odebench.reporting.evaluations import FORWARD_LABEL, GRADIENT_ERRORS, TOLERANCE
+from odebench.reporting.runs import collect_runs
+from odebench.training.comparison import compare_runs
+from odebench.training.trained_run import load_run
+
+PICTURES = ROOT / "docs" / "pictures"
+RUNS = ROOT / "outputs" / "pictures"
+DPI = 150
+PLANE, NUM_GRID, NUM_SAMPLES = (-4.0, 4.0), 120, 200_000
+
+TOYS = (
+    "swissroll", "eight_gaussians", "pinwheel", "two_circles", "two_moons", "two_spirals", "checkerboard", "rings"
+)  # fmt: skip
+POTENTIALS = tuple(f"potential_{number}" for number in (1, 2, 3, 4))
+TABLE1 = {
+    "table1_mlp": ["experiment=paper/mnist_mlp"],
+    "table1_odenet": ["experiment=paper/mnist_odenet"],
+    "table1_rknet": ["experiment=paper/mnist_rknet"],
+    **{f"table1_resnet_{n}": ["experiment=paper/mnist_resnet", f"model.blocks={n}"] for n in (0, 1, 6)},
+}
+# The latent ODE of a short training needs about four minutes, each run of table2 five, of moons 40, ffjord_mnist 60.
+TABLE2 = {
+    f"{name}, {points} points": [f"experiment=paper/{model}_spirals", f"data.observed={points}", "budget=full"]
+    for name, model in (("latent ODE", "latent_ode"), ("RNN", "rnn"))
+    for points in (30, 50, 100)
+}
+# Name of a run -> the words after `odebench train`.
+TRAININGS: dict[str, list[str]] = {
+    **{name: [f"model={name}"] for name in ("odenet", "rknet", "resnet", "mlp")},
+    **{
+        f"toy_{data}_maximum_likelihood": [
+            "experiment=ffjord/toy", f"data={data}", "trainer.iterations=600", "optim.lr=5e-3", "tol=1e-3"
+        ]
+        for data in TOYS
+    },
+    **{f"toy_{data}_flow_matching": ["experiment=flow_matching/toy", f"data={data}", "budget=small"] for data in TOYS},
+    "spirals_latent_ode": ["experiment=paper/latent_ode_spirals", "data.observed=100", "budget=small"],
+    "poisson": ["experiment=paper/poisson", "budget=full"],
+    "moons_cnf": ["experiment=paper/cnf_maximum_likelihood", "data=two_moons", "budget=full"],
+    "moons_planar_nf": ["experiment=paper/nf_maximum_likelihood", "data=two_moons", "budget=full"],
+    "ffjord_mnist": ["experiment=ffjord/mnist", "budget=small"],
+    **{name: [*words, "budget=small"] for name, words in TABLE1.items()},
+    **TABLE2,
+}  # fmt: skip
+
+
+class Picture(NamedTuple):
+    """A picture: its drawing function, and the runs whose folders this function gets."""
+
+    draw: Callable[..., Figure | bytes]
+    runs: tuple[str, ...] = ()
+
+
+def tolerance_label(tol: str | float) -> str:
+    """A tolerance as short text: 1e-3."""
+    return f"{float(tol):.0e}".replace("e-0", "e-")
+
+
+def memory() -> Figure:
+    """The peak memory of a training step against its forward NFE, one line per gradient mode, with tolerances."""
+    points: dict[str, list[tuple[float, float, str]]] = {}
+    for row in results.read("memory"):
+        point = float(row["nfe_forward"]), float(row["peak_mib"]), tolerance_label(row["tol"])
+        points.setdefault(row["gradient"], []).append(point)
+    lines = []
+    for mode, of_mode in points.items():
+        nfe, peak_mib, tolerances = zip(*sorted(of_mode), strict=True)
+        lines.append(Line(mode, np.array(nfe), np.array(peak_mib), point_labels=tolerances))
+    panel = Panel("Memory of one training step, by tolerance", "forward NFE per step", "peak memory (MiB)", lines)
+    return comparison_figure([panel._replace(x_log=False, y_log=False)])
+
+
+def numbers_of(name: str) -> dict[str, dict[str, float]]:
+    """Row -> number -> our value, of the file that `odebench reproduce` wrote with this NAME."""
+    found: dict[str, dict[str, float]] = {}
+    for row in results.read(name):
+        if row["ours"]:
+            found.setdefault(row["row"], {})[row["number"]] = float(row["ours"])
+    return found
+
+
+def figure3() -> Figure:
+    """Error and backward NFE against forward NFE of one trained model, one line per solver, with tolerances."""
+    found: dict[str, list[tuple[dict[str, float], str]]] = {}
+    for row, numbers in numbers_of("figure3").items():
+        solver, at, tol = row.partition(" at ")
+        if at and "output_error" in numbers:
+            found.setdefault(solver, []).append((numbers, tolerance_label(tol)))
+
+    def lines(x: str, y: str, names: bool) -> list[Line]:
+        return [
+            Line(
+                solver,
+                *np.array([(its[x], its[y]) for its, _ in rows]).T,
+                None,
+                [tol for _, tol in rows] if names else (),
+            )
+            for solver, rows in found.items()
+        ]
+
+    error, backward = lines("nfe", "output_error", True), lines("nfe_forward", "nfe_backward", False)
+    ends = np.array([min(line.x.min() for line in backward), max(line.x.max() for line in backward)])
+    references = [
+        ReferenceLine("backward = forward", x=ends, y=ends),
+        ReferenceLine("published: about half (Chen et al. 2018, Figure 3c)", x=ends, y=ends / 2),
+    ]
+    panels = [
+        Panel("Error against NFE, by tolerance", "NFE of a batch", "relative error of the output", error),
+        Panel("Backward against forward NFE", FORWARD_LABEL, "backward NFE", backward, references),
+    ]
+    return comparison_figure([panel._replace(x_log=True, y_log=True) for panel in panels])
+
+
+def figure4() -> Figure:
+    """The test KL against the sizes of CNF and planar flow, one panel per target."""
+    found: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for row, numbers in numbers_of("figure4").items():
+        target, _, words = row.partition(": ")
+        model, _, size = words.partition(", ")
+        if size[:1] in "MK" and size[-1:].isdigit() and "final/test_kl_nats" in numbers:
+            point = int(size.rpartition(" ")[2]), numbers["final/test_kl_nats"]
+            found.setdefault(target, {}).setdefault(model, []).append(point)
+    x, y = "width M of the CNF, depth K of the planar flow", "test KL(q || p) (nats)"
+    panels = [
+        Panel(target, x, y, [Line(model, *np.array(its).T) for model, its in by_model.items()], x_log=True, y_log=True)
+        for target, by_model in found.items()
+    ]
+    return comparison_figure(panels, columns=2)
+
+
+def memory_growth() -> Figure:
+    """Peak and saved memory against the number of layers, one line per network and gradient mode."""
+    found: dict[str, list[tuple[int, dict[str, float]]]] = {}
+    for row, numbers in numbers_of("memory-growth").items():
+        name, _, layers = row.rpartition(", L = ")
+        found.setdefault(name, []).append((int(layers), numbers))
+    panels = []
+    for title, tag in (("Peak memory", "final/peak_mib"), ("Memory saved for backward", "final/saved_mib")):
+        lines = [Line(name, *np.array([(layers, its[tag]) for layers, its in rows]).T) for name, rows in found.items()]
+        panels.append(Panel(title, "blocks, or steps of the solver", "one training step (MiB)", lines))
+    return comparison_figure([panel._replace(x_log=False, y_log=False) for panel in panels])
+
+
+def gradients() -> Figure:
+    """Both errors of a training step's gradient against tolerance, a row per model, one line per gradient mode."""
+    found: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {}
+    for row, numbers in numbers_of("gradients").items():
+        words, steps, tol = row.partition(", steps of 16 at ")
+        model, _, mode = words.partition(": ")
+        for error in GRADIENT_ERRORS if steps else ():
+            if numbers.get(error, 0) > 0:
+                found.setdefault((model, error), {}).setdefault(mode, []).append((float(tol), numbers[error]))
+    panels = [
+        Panel(
+            f"{model}: {GRADIENT_ERRORS[error]}",
+            TOLERANCE,
+            "relative error of the gradient",
+            [Line(mode, *np.array(points).T) for mode, points in by_mode.items()],
+            x_log=True,
+            y_log=True,
+            x_descending=True,
+        )
+        for (model, error), by_mode in found.items()
+    ]
+    return comparison_figure(panels, columns=2)
+
+
+def compiled_solves() -> Figure:
+    """The time of each library on each case."""
+    return compiled_tables.picture(bench_tables.read("compiled_solves"))
+
+
+def published() -> Figure:
+    """Every published value against our interval."""
+    return forest_plot.draw(forest_plot.forest_rows([*REPRODUCED]))
+
+
+def accuracy(*folders: Path) -> Figure:
+    """The accuracy against training time, one line per run."""
+    lines = []
+    for folder in folders:
+        rows = [row for row in read_run(folder).metrics if row.get("val/accuracy") is not None]
+        minutes, percent = np.array([(row["elapsed_s"] / 60, 100 * row["val/accuracy"]) for row in rows]).T
+        lines.append(Line(folder.name, minutes, percent))
+    panel = Panel("Accuracy against training time", "time (min)", "validation accuracy (%)", lines)
+    return comparison_figure([panel._replace(x_log=False, y_log=False)])
+
+
+def cnf(folder: Path) -> bytes:
+    """A density that a flow carries from the base to the data, with its field and the solver's steps."""
+    return figure_of("transformation_gif", folder, "eval_tol=1e-6")
+
+
+def figure_of(name: str, folder: Path, *overrides: str) -> Any:
+    """The figure of a run's task with this name."""
+    return load_run(folder, ["device=cpu", *overrides]).task.figures()[name]
+
+
+def table1(*folders: Path) -> Figure:
+    """The accuracies of trainings by steps and by time."""
+    return figures.draw("result-training", collect_runs([*folders]))
+
+
+def table2(*folders: Path) -> Figure:
+    """The same test series by each run."""
+    return compare_runs({folder.name: folder for folder in folders})
+
+
+def training(folder: Path) -> Figure:
+    """The curves of a training."""
+    return training_curves(read_run(folder).metrics)
+
+
+def densities() -> Figure:
+    """Histograms of the toy data sets, and the densities that are known up to a factor."""
+    figure, panels = style.new_square_figure(len(TOYS) + len(POTENTIALS), 6, 1.9)
+    for axes, name in zip(panels, (*TOYS, *POTENTIALS), strict=True):
+        draw_target(axes, name)
+    return figure
+
+
+def draw_target(axes: Axes, name: str) -> None:
+    """Draw the density of a data set in the plane, its colours from 0 to nearly its largest value."""
+    settings = read_settings(compose(["model=ffjord", f"data={name}"]))
+    data = build_data(name, options_of(settings.data), seed=0)
+    if data.log_density is None:
+        log_density = density.smoothed_histogram(
+            data.draw(NUM_SAMPLES, np.random.RandomState(0)).numpy(), PLANE, NUM_GRID
+        )
+    else:
+        log_density = data.log_density(torch.from_numpy(density.grid_points(PLANE, NUM_GRID))).numpy()
+    draw_log_density(axes, name, log_density)
+
+
+def draw_log_density(axes: Axes, title: str, log_density: np.ndarray) -> None:
+    """Draw a log density at the points of the grid."""
+    density.draw_density(axes, log_density, PLANE, density.shared_colour_scale([log_density]))
+    style.style_plane(axes, title, PLANE)
+
+
+def gallery(*folders: Path) -> Figure:
+    """A row for each toy density: the density, and models trained by maximum likelihood and by flow matching."""
+    figure, panels = style.new_square_figure(len(folders) // 2 * 3, 6, 1.9)
+    for index in range(len(folders) // 2):
+        target, *models = panels[3 * index : 3 * index + 3]
+        pair = [load_run(folder, ["device=cpu"]) for folder in folders[2 * index : 2 * index + 2]]
+        draw_target(target, pair[0].settings.data.name)
+        for axes, run, loss in zip(models, pair, ("likelihood", "flow matching"), strict=True):
+            grid = torch.from_numpy(density.grid_points(PLANE, NUM_GRID)).to(next(run.model.parameters()))
+            with torch.no_grad():
+                log_density = run.model.log_prob(grid, run.solve, "exact")[0].numpy()
+            draw_log_density(axes, loss, log_density)
+    return figure
+
+
+ALL = {
+    "accuracy.png": Picture(accuracy, ("odenet", "rknet", "resnet", "mlp")),
+    "cnf.gif": Picture(cnf, ("toy_pinwheel_maximum_likelihood",)),
+    "compiled_solves.png": Picture(compiled_solves),
+    "densities.png": Picture(densities),
+    "features.png": Picture(partial(figure_of, "features"), ("odenet",)),
+    "ffjord_mnist_curves.png": Picture(training, ("ffjord_mnist",)),
+    "figure3.png": Picture(figure3),
+    "figure4.png": Picture(figure4),
+    "gradients.png": Picture(gradients),
+    "memory.png": Picture(memory),
+    "memory_growth.png": Picture(memory_growth),
+    "moons_cnf.png": Picture(partial(figure_of, "density"), ("moons_cnf",)),
+    "moons_planar_nf.png": Picture(partial(figure_of, "density"), ("moons_planar_nf",)),
+    "poisson_rates.png": Picture(partial(figure_of, "rates"), ("poisson",)),
+    "published.png": Picture(published),
+    "speed.png": Picture(bench_tables.picture),
+    "spirals_error.png": Picture(partial(figure_of, "error"), ("latent ODE, 100 points",)),
+    "spirals_latent_ode.png": Picture(partial(figure_of, "series"), ("spirals_latent_ode",)),
+    "spirals_phase.png": Picture(partial(figure_of, "phase"), ("spirals_latent_ode",)),
+    "table1.png": Picture(table1, tuple(TABLE1)),
+    "table2.png": Picture(table2, tuple(TABLE2)),
+    "toy_gallery.png": Picture(
+        gallery, tuple(f"toy_{data}_{loss}" for data in TOYS for loss in ("maximum_likelihood", "flow_matching"))
+    ),
+}
+
+
+def is_done(folder: Path) -> bool:
+    """Whether the folder has a finished run."""
+    return is_run(folder) and read_run(folder).status["status"] == "done"
+
+
+def train(name: str) -> None:
+    """Train a run by the command line, or resume it, unless it is finished."""
+    folder = RUNS / name
+    if is_done(folder):
+        return
+    words = ["resume", str(folder)] if is_run(folder) else ["train", *TRAININGS[name], f"run_dir={folder}"]
+    print("odebench", *words, flush=True)
+    subprocess.run([sys.executable, "-m", "odebench", *words], check=True, env={**os.environ})
+
+
+def save(name: str) -> None:
+    """Draw one picture, unless its runs are missing."""
+    draw, runs = ALL[name]
+    missing = [run for run in runs if not is_done(RUNS / run)]
+    if missing:
+        print(f"{name}: left as it is, since {', '.join(missing)} are not in {RUNS}; with --train they are made")
+        return
+    drawn = draw(*(RUNS / run for run in runs))
+    PICTURES.mkdir(exist_ok=True)
+    if isinstance(drawn, bytes):
+        (PICTURES / name).write_bytes(drawn)
+    else:
+        drawn.savefig(PICTURES / name, dpi=DPI, bbox_inches="tight", pad_inches=0.08)
+
+
+def main() -> None:
+    """Draw the named pictures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", metavar="NAME", nargs="*", help=f"by default all: {', '.join(ALL)}")
+    parser.add_argument("--train", action="store_true", help="make the runs that are missing")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - set(ALL):
+        parser.error(f"no such picture: {', '.join(sorted(unknown))}; there are {', '.join(ALL)}")
+    for name in arguments.names or ALL:
+        for run in ALL[name].runs if arguments.train else ():
+            train(run)
+        save(name)
+
+
+if __name__ == "__main__":
+    main()
