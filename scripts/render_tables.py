@@ -18,6 +18,7 @@ import compiled_tables
 import results
 from formatting import markdown
 from reproduction_tables import (
+    cost_table,
     error_line,
     growth_table,
     missed_by_chance,
@@ -57,9 +58,11 @@ REPRODUCED = {
     "hopper": partial(pivot_table, numbers=["final/test_mse"], separator=", ", swapped=True),
     "physionet": partial(result_table, numbers=["final/test_mse_per_feature"]),
     "memory-growth": growth_table,
+    "scope": partial(result_table, numbers=("nfe", "nfe_forward", "nfe_backward", "return_error", "gradient_error")),
+    "cnf-cost": None,
 }
 # The page in docs/reproduced of a file that has none of its own name.
-PAGES = {"figure5-small": "figure5", "ffjord-toy-full": "ffjord-toy", "spirals": "table2"}
+PAGES = {"figure5-small": "figure5", "ffjord-toy-full": "ffjord-toy", "spirals": "table2", "cnf-cost": "scope"}
 TRAINING_STEPS = {f"training_step{suffix}": f"`{suffix[1:] or 'odenet'}`" for suffix in ("", "_cnf", "_latent_ode")}
 
 
@@ -123,6 +126,7 @@ def reproduction_pages() -> dict[Path, dict[str, str]]:
     found[DOCS / "reproduced" / "figure3.md"]["backward"] = backward_table(
         results.read("backward"), results.read("figure3")
     )
+    found[DOCS / "reproduced" / "scope.md"]["cost"] = cost_table(results.read("cnf-cost"))
     found[DOCS / "reproduced" / "table2.md"]["spiral_errors"] = spiral_errors_table(results.read("spiral-errors"))
     return found
 
