@@ -34,6 +34,8 @@ _TRAINING_ONLY = re.compile(
 )
 _HYDRA_SETTINGS = re.compile(r"hydra([./](launcher|sweeper)\b|\.sweep\.dir$|\.searchpath$)")
 _RESOLVER = re.compile(r"\$\{[^{}]*:")
+# The folder of a sweep's job, which Hydra would want in quotes: init_from=sweep/0000_tol=0.1.
+_PATH_WITH_EQUALS = re.compile(r"^(\w[\w.]*=)([\w.~+-]*/[\w./~+-]*=[\w./=~+-]*)$")
 
 
 def compose(
@@ -249,7 +251,7 @@ def parse_overrides(overrides: Iterable[str], config_dir: Path | str | None = No
     parsed = []
     for text in overrides:
         try:
-            override = parser.parse_override(text)
+            override = parser.parse_override(_PATH_WITH_EQUALS.sub(r"\1'\2'", text))
         except HydraException:
             raise UsageError(_malformed(text)) from None
         except (ValueError, RecursionError):  # a number of more than 4,300 digits, or deeply nested brackets

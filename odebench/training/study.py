@@ -118,7 +118,8 @@ def study_run(
         write_evaluations(lines, output)
     if table:
         titles = list(dict.fromkeys(title for row in table for title in row))
-        print_table([titles, *([row.get(title, "-") for title in titles] for row in table)])
+        rows = [titles, *([row.get(title, "-") for title in titles] for row in table)]
+        print_table(rows, less_important=("ms", "forward ms", "backward ms"))
         part = "" if limit is None else f"first {limit:,} samples of the "
         print(f"\nevaluated: {part}{split} split; ms, output error: up to {NUM_OUTPUTS} samples, against {REFERENCE}")
         print("forward, backward: NFE and time of a training step; memory and gradients: of that step")

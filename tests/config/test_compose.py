@@ -118,3 +118,9 @@ def test_the_jobs_of_a_multirun_compose_the_same_settings(folder):
         compose(["experiment=rings"], folder).model,
         compose(["experiment=rings", "model=planar_nf"], folder).model,
     ]
+
+
+def test_the_folder_of_a_sweeps_job_needs_no_quotes():
+    folder = "outputs/sweeps/2026-11-24/14-03-22/0002_tol=0.01_gradient=adjoint"
+    assert compose([f"init_from={folder}"]).init_from == folder
+    assert compose([f"init_from='{folder}'"]).init_from == folder
