@@ -15,7 +15,7 @@ from odebench.data.splits import SPLIT_SEED, hold_out, select, stratified_order
 from odebench.errors import UsageError
 
 NUM_TEST = 1000
-NOTE = "mnist5k: 5,000 of MNIST's 70,000 images; data=mnist downloads and uses all"
+NOTE = "mnist5k: 5,000 of MNIST's 70,000 images; for all: data=mnist data.root=DIR"
 
 
 def mnist5k(*, root: str | None, validation: int, train_limit: int | None, augment: bool, download: bool) -> ImageData:
