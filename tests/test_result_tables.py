@@ -481,6 +481,7 @@ def test_the_backward_table_has_both_ratios_at_every_second_tolerance(tables):
     assert lines == ["| 1 | 1.00, 0.80 |", "| 3 | 3.00, 0.80 |"]
 
 
+@pytest.mark.slow
 def test_every_script_can_be_imported():
     names = {path.stem for path in (ROOT / "scripts").glob("*.py")}
     if importlib.util.find_spec("torchdiffeq") is None:

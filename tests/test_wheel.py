@@ -59,7 +59,9 @@ def run(wheel, tmp_path_factory):
 
 def test_the_wheel_holds_code_and_configs_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    files = (path for path in (ROOT / "odebench").rglob("*.*") if path.suffix in (".py", ".csv", ".html", ".yaml"))
+    files = (
+        path for path in (ROOT / "odebench").rglob("*.*") if path.suffix in (".py", ".csv", ".html", ".js", ".yaml")
+    )
     code = {str(path.relative_to(ROOT)) for path in files}
     configs = {f"odebench/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
     assert {name for name in names if ".dist-info/" not in name} == code | configs

@@ -100,6 +100,7 @@ def test_compiled_steps_are_compared_with_the_time_of_the_compiled_field(monkeyp
     assert all(row["bare_ms"] > 0 for row in results.rows)
 
 
+@pytest.mark.slow
 def test_a_compiled_solve_has_its_own_row(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     monkeypatch.setattr("odebench.bench.comparison.compile_seconds", lambda case, config, tol: (20.0, 3.0))
@@ -121,6 +122,7 @@ def test_a_compiled_solve_has_its_own_row(monkeypatch):
         assert compiled[name] == pytest.approx(eager[name], rel=1e-2)
 
 
+@pytest.mark.slow
 def test_a_bench_whose_compiled_solves_ran_eagerly_fails(monkeypatch, tmp_path, capsys):
     def fail(*arguments, **options):
         raise RuntimeError("no C++ compiler")

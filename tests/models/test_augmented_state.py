@@ -268,7 +268,7 @@ def test_the_closed_form_of_a_vector_jacobian_product_is_the_automatic_one(field
     torch.testing.assert_close(field.vjp(t, z, v), (dz, vjp(v)[0]))
 
 
-@pytest.mark.slow
+@pytest.mark.compiler
 def test_closed_forms_are_captured_inside_the_loop_over_steps(monkeypatch):
     """Where torch cannot capture its own derivatives: the loop also writes its steps to memory."""
     compile = torch.compile

@@ -245,6 +245,7 @@ def test_complex_parameters_have_no_full_norm(uncompiled):
 
 
 @pytest.mark.parametrize("mode", few(["adjoint", "interpolated_adjoint"], "adjoint"))
+@pytest.mark.slow
 def test_the_loop_is_captured_whole_and_once(captured, caplog, mode):
     field, (y0, scale) = Network(), start()
     caplog.set_level(logging.INFO, "odebench")

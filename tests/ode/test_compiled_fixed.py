@@ -233,6 +233,7 @@ def test_a_field_that_cannot_be_compiled_runs_eagerly_after_one_warning(captured
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.slow
 def test_the_loops_are_captured_once(captured, caplog):
     """For any number of steps and output times, with and without a gradient."""
     field, (y0, scale) = Network(), start()
@@ -255,11 +256,11 @@ def test_states_of_any_size_share_a_graph(captured, caplog):
 
 
 @needs_compiler
-@pytest.mark.slow
+@pytest.mark.compiler
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({"method": "euler", "steps": 200}, id="euler", marks=pytest.mark.compiler),
+        pytest.param({"method": "euler", "steps": 200}, id="euler"),
         pytest.param({"method": "rk4", "moves": True, "jump_t": [0.7], "times": (2.0, 1.9, 1.0, 0.0)}, id="times"),
     ],
 )

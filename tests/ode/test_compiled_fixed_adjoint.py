@@ -180,6 +180,7 @@ def test_a_backward_solve_that_cannot_be_compiled_is_eager(only_forward, compile
 
 
 @pytest.mark.parametrize("mode", few([Adjoint, InterpolatedAdjoint], Adjoint))
+@pytest.mark.slow
 def test_the_loop_is_captured_whole_and_once(captured, caplog, mode):
     """For any number of steps and three or four output times."""
     field, (y0, scale) = Network(), start()

@@ -525,6 +525,7 @@ def test_states_of_other_dtypes_run_eagerly(uncompiled, dtype):
     assert torch.equal(solution.y, solve(lambda t, y: -y, y0, (0.0, 1.0)).y)
 
 
+@pytest.mark.slow
 def test_the_loops_are_captured_whole(captured, caplog):
     class Counting(Network):
         calls = 0

@@ -123,7 +123,7 @@ def test_submitit_jobs_are_requeued_with_their_checkpoints_and_hydra_waits_for_t
     command = [sys.executable, "-m", "odebench", "train", *arguments, *tiny, *QUICK, "trainer.epochs=30", "seed=1,2"]
     environment = {**os.environ, "PATH": f"{slurm}/bin:{os.environ['PATH']}"}
     hydra = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
-    runs = [tmp_path / "here" / f"{number:04d}_mlp" for number in range(2)]
+    runs = [tmp_path / "here" / name for name in ("0000_seed=1", "0001_seed=2")]
     requeued, warned = pause_trainings(runs)
     array = json.loads((runs[0] / layout.MANIFEST).read_text())["slurm"]["SLURM_ARRAY_JOB_ID"]
     subprocess.run(["scontrol", "requeue", f"{array}_0"], check=True)

@@ -194,6 +194,7 @@ def test_the_consistency_term_compares_solved_states_with_encoded_states(build):
     assert task.loss(batch).metrics["task/consistency"] == 0
 
 
+@pytest.mark.slow
 def test_the_consistency_of_a_batch_is_the_mean_over_its_shards(build):
     task = build(*SMALL, *FIXED, "data=periodic", "data.observed=0.03", "loss.consistency=1")
 

@@ -114,6 +114,7 @@ def test_without_a_compiler_training_is_eager_after_one_line_in_the_log(tmp_path
     assert lines == [f"compile='solve' has no effect on this solve: {reason}"]
 
 
+@pytest.mark.slow
 def test_evaluations_are_compiled_only_if_asked_for(uncompiled, tmp_path, without_figures, monkeypatch, capsys):
     compiled = []
     run_solve = forward_solve.run_solve

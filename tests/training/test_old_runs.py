@@ -51,6 +51,7 @@ def test_eval_gives_the_numbers_that_the_training_recorded(name, old_runs):
     assert {name: evaluation[name] for name in expected} == pytest.approx(expected, rel=CLOSE)
 
 
+@pytest.mark.slow
 def test_resume_ends_where_an_undisturbed_training_ends(old_runs):
     run = old_runs / INTERRUPTED
     before = rows(run / "metrics.jsonl")

@@ -113,6 +113,7 @@ def test_kept_checkpoints_are_those_of_a_shorter_training_and_figures_can_be_lef
 
 
 @pytest.mark.parametrize(("num", "recorded"), [(2, {1, 2}), (100, set(range(1, 9)))])
+@pytest.mark.slow
 def test_a_profile_is_of_the_steps_after_the_first_and_changes_no_result(num, recorded, odenet_run, train):
     folder = train(f"trainer.profile={num}").folder
     with gzip.open(folder / "profile" / "trace.json.gz") as file:

@@ -10,7 +10,7 @@ import torch
 
 from odebench.cli import main
 from odebench.errors import Diverged, UsageError
-from odebench.reporting.figures import FIGURES
+from odebench.reporting import figures
 from odebench.reporting.runs import collect_runs
 from odebench.training import study
 from odebench.training.study import (
@@ -171,11 +171,10 @@ def test_a_line_a_row_is_added_that_the_reports_figure_reads(run, capsys):
     header, *rows = capsys.readouterr().out.splitlines()
     assert header.split()[:4] == ["solver", "tol", "NLL", "sampling"]
     assert [row.split()[:2] for row in rows[:3]] == [["dopri5", "0.1"], ["dopri5", "0.01"], ["bosh3", "0.1"]]
-    figure = FIGURES["error-tolerance"].draw(collect_runs([run]))
-    assert {line.get_label() for line in figure.axes[0].lines} >= {"dopri5, split=test", "bosh3, split=test"}
-    assert [axes.get_title(loc="left")[:3] for axes in FIGURES["figure3"].draw(collect_runs([run])).axes] == [
-        "(a)", "(b)", "(c)", "(d)",
-    ]  # fmt: skip
+    shown = figures.content("error-tolerance", collect_runs([run]))
+    assert {line.label for line in shown.panels[0].lines} >= {"dopri5, split=test", "bosh3, split=test"}
+    shown = figures.content("figure3", collect_runs([run]))
+    assert [panel.title[:3] for panel in shown.panels] == ["(a)", "(b)", "(c)", "(d)"]
 
 
 def test_a_solver_of_fixed_steps_is_evaluated_once_whatever_the_tolerance(run):
@@ -192,6 +191,7 @@ def test_a_training_step_is_solved_alike_whichever_comes_first(run):
     assert [row["nfe_forward"] for row in forth] == [row["nfe_forward"] for row in back[::-1]]
 
 
+@pytest.mark.slow
 def test_several_gradient_modes_show_the_errors_of_the_gradient(run):
     modes = ("backprop", "adjoint")
     combinations = [[f"gradient={mode}", f"tol={tol}"] for mode in modes for tol in (1e-2, 1e-5)]
@@ -226,6 +226,7 @@ def test_a_gradient_is_compared_with_another_mode_of_the_very_same_solve(run):
     assert line["gradient"] == "checkpoint"
 
 
+@pytest.mark.slow
 def test_a_reversible_solve_is_compared_with_its_own_solver(run):
     overrides = ["solver=reversible_heun", "gradient=reversible"]
     coarse, fine = study_run(run, [[*overrides, f"tol={tol}"] for tol in (1e-2, 1e-4)], gradients=True)

@@ -231,6 +231,7 @@ def test_load_run_does_not_change_the_callers_random_state(run):
     assert torch.equal(torch.rand(3), expected)
 
 
+@pytest.mark.slow
 def test_evaluations_of_an_estimated_trace_are_reproducible_by_the_seed(finished, tmp_path, monkeypatch):
     """The noise of Hutchinson's trace is drawn from torch's global random state."""
     monkeypatch.setattr("odebench.tasks.density.EXACT_TRACE_LIMIT", 1)
@@ -284,6 +285,7 @@ def test_a_model_that_does_not_fit_into_memory_is_one_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["odenet_run", "cnf_run"])
+@pytest.mark.slow
 def test_predict_takes_the_first_samples_of_the_split(name, request, capsys):
     folder = str(request.getfixturevalue(name))
     capsys.readouterr()  # of the training
