@@ -164,8 +164,9 @@ def test_the_first_page_begins_with_the_curves_that_matter(page):
 
 
 def test_groups_of_single_numbers_come_last(page):
-    names = [text.split("/")[0] for text, _ in page("").cards("metrics-card-group-toolbar", "x")]
-    assert "when_done" in names[-1]
+    browser = page("")
+    groups = until(lambda: [text.split("/")[0] for text, _ in browser.cards("metrics-card-group-toolbar", "x")])
+    assert "when_done" in groups[-1]
 
 
 def test_time_series_draws_a_curve_of_each_nfe(page):
