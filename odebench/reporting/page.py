@@ -74,7 +74,8 @@ def _task_table(collection: RunCollection, task: str) -> Json:
     varied = [column for column in settings if column["key"] in collection.varying_keys][: MAX_SHOWN // 2]
     varied += [column for column in settings if column["key"] == "name"]
     for column in [*varied, *first][:MAX_SHOWN]:
-        column["shown"] = len(groups) == 1 or len(set(column["texts"])) > 1
+        is_result = column["key"] == collection.result_tag(objective)
+        column["shown"] = is_result or len(groups) == 1 or len(set(column["texts"])) > 1
     columns = [*settings, *results, _runs_column(groups)]
     sort = next((i for i, column in enumerate(columns) if column["key"] == collection.result_tag(objective)), None)
     return {
