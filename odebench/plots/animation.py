@@ -93,7 +93,7 @@ def animation(frames: Sequence[Frame], limits: Limits, title: str | None = None,
 
 
 class _Scales(NamedTuple):
-    """What all frames of a figure share: the colours of their densities, and the speed of an arrow."""
+    """Scales that all frames of a figure share: the colours of their densities, and the speed of an arrow."""
 
     colours: density.ColourScale
     speed: float

@@ -105,7 +105,7 @@ class Panel(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """What a figure shows: its panels, up to ``columns`` in a row."""
+    """The panels of a figure, up to ``columns`` in a row."""
 
     panels: Sequence[Panel]
     columns: int = 3

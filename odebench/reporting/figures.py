@@ -82,7 +82,10 @@ def find(name: str) -> FigureKind:
 
 
 def content(name: str, collection: RunCollection) -> Comparison | Figure:
-    """What a figure shows. Raises UsageError for an unknown name, MissingDataError if the runs lack the data."""
+    """Return the panels of a figure, or the drawn figure.
+
+    Raises UsageError for an unknown name, MissingDataError if the runs lack the data.
+    """
     kind = find(name)
     try:
         made = kind.make(collection)

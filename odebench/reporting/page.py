@@ -41,7 +41,10 @@ Json = dict[str, Any]
 
 
 def page_data(collection: RunCollection, folder: Path) -> tuple[list[Json], Json]:
-    """What the page's script shows: its tables, and for each row number the runs. folder: where the page will be."""
+    """Return the tables of the page, and all data for its script: the tables, and the runs of each row by number.
+
+    folder: where the page will be.
+    """
     numbers = row_numbers(collection)
     tasks = dict.fromkeys(str(run.settings.get("task")) for run in collection.runs)
     tables = []
@@ -189,7 +192,7 @@ def _best_lines(collection: RunCollection, results: Sequence[Json], keys: Sequen
 
 
 def _run(run: Run, folder: Path) -> Json:
-    """What the panel of a run shows; paths are relative to the page's folder."""
+    """Return the content of the panel of a run; paths are relative to the page's folder."""
     lines = (read_if_exists(run.path / layout.OVERRIDES) or b"").decode(errors="replace").splitlines()
     words = [line for line in lines if not line.startswith("run_dir=")]
     figures = run.path / layout.FIGURES

@@ -255,6 +255,15 @@ def test_a_real_training_is_reported(report, train, capsys, tmp_path):
     assert report(folder, "--figure", "nfe-training", "--output", tmp_path / "nfe.svg")[0] == 0
 
 
+def test_a_page_shows_the_objective_also_if_all_runs_share_it(report, record, runs, tmp_path):
+    for tol in (1e-2, 1e-3):
+        record(tol=tol, summary={"best/accuracy": 0.95, "final/nfe_forward": 20}, arguments=[f"tol={tol}"])
+    assert report(runs, "--output", tmp_path / "page.html")[0] == 0
+    (table,) = page_data((tmp_path / "page.html").read_text())["tables"]
+    assert column(table, "best/accuracy")["shown"]
+    assert not column(table, "final/nfe_forward")["shown"]
+
+
 def test_a_page_has_a_table_for_each_task_with_its_best_setting(report, record, runs, tmp_path):
     for tol, accuracy, nfe in ((1e-2, 0.95, 20), (1e-3, 0.97, 30.5)):
         record(tol=tol, summary={"best/accuracy": accuracy, "final/nfe_forward": nfe}, arguments=[f"tol={tol}"])

@@ -1,6 +1,7 @@
 """Run a recurrent cell over a batch of irregular series, each series at its own times."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -34,7 +35,7 @@ class ObservedSeries(Protocol):
     def mask(self) -> Tensor: ...
 
 
-class RecurrentCell(nn.Module):
+class RecurrentCell(nn.Module, ABC):
     """A recurrent network that takes the time between observations into account. Its state is a tuple of [B, ...].
 
     The state's first tensor is the hidden state [B, H]. Predictions for a time are decoded from the hidden state after
@@ -54,12 +55,12 @@ class RecurrentCell(nn.Module):
         """The state before the first observation: zeros. like: values [B, D] with the dtype and device to use."""
         return (like.new_zeros(len(like), self.width),)
 
+    @abstractmethod
     def advance(self, state: State, gap: Tensor, solve: Solve, longest_gap: float) -> State:
-        """The state at a time ``gap`` [B] after the last observation, before the cell takes in the next one.
+        """Return the state at a time ``gap`` [B] after the last observation, before the cell takes in the next one.
 
         longest_gap: the largest gap if the cell has a ``max_gap``, else NaN.
         """
-        raise NotImplementedError
 
     def update(self, state: State, values: Tensor, mask: Tensor) -> State:
         """The state after taking in an observation [B, D] at the current time; values are 0 where the mask is False."""
