@@ -73,7 +73,7 @@ def without_figures():
     from odebench.record.writer import RunWriter
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunWriter, "write_figure", lambda *_: None)
+        patch.setattr(RunWriter, "write_figure", lambda *_, **__: None)
         yield patch
 
 

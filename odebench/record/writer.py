@@ -232,10 +232,10 @@ class RunWriter:
             write_json(self.path / layout.STEP_SIZES, content)
             self.log_histogram("steps/size", [abs(size) for stats in solves for size in stats.step_sizes], step)
 
-    def write_figure(self, name: str, figure: Figure | bytes, step: int) -> None:
-        """Save a figure as figures/NAME.png, or the bytes of a GIF as NAME.gif, and add it to TensorBoard at `step`.
+    def write_figure(self, name: str, figure: Figure | bytes, step: int, to_folder: bool = True) -> None:
+        """Add a figure, or the bytes of a GIF, to TensorBoard at `step`.
 
-        An existing file is replaced.
+        to_folder: also save it as figures/NAME.png or NAME.gif. An existing file is replaced.
         """
         if isinstance(figure, bytes):
             image, suffix = figure, "gif"
@@ -243,7 +243,8 @@ class RunWriter:
             buffer = BytesIO()
             figure.savefig(buffer, format="png", dpi=FIGURE_DPI)
             image, suffix = buffer.getvalue(), "png"
-        write_atomically(self.path / layout.FIGURES / f"{name}.{suffix}", image)
+        if to_folder:
+            write_atomically(self.path / layout.FIGURES / f"{name}.{suffix}", image)
         tensorboard.write_image(self._tensorboard, f"figures/{name}", image, step)
 
     def write_status(self, name: str, **fields: Any) -> None:
@@ -313,6 +314,9 @@ class NullRunWriter:
         """Do nothing."""
 
     def write_step_sizes(self, solves: Sequence[Stats], step: int) -> None:
+        """Do nothing."""
+
+    def write_figure(self, name: str, figure: Figure | bytes, step: int, to_folder: bool = True) -> None:
         """Do nothing."""
 
     def write_status(self, name: str, **fields: Any) -> None:

@@ -111,7 +111,7 @@ class ClassificationTask(Task):
         return self._evaluate(self.model.eval(), self._splits[split].images[:num])[0]
 
     @torch.no_grad()
-    def figures(self) -> dict[str, Figure]:
+    def figures(self, animate: bool = True) -> dict[str, Figure]:
         """Draw the confusion matrix of the validation images, and their hidden states through an ODE."""
         rows = self.predict("validation")
         counts = np.zeros((self._data.num_classes,) * 2, dtype=int)

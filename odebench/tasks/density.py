@@ -170,11 +170,11 @@ class DensityTask(Task):
         return solved(x, self.eval_solve, self._trace_method)[0]
 
     @torch.no_grad()
-    def figures(self) -> dict[str, Figure | bytes]:
+    def figures(self, animate: bool = True) -> dict[str, Figure | bytes]:
         """Draw the figures of ``density_figures``, with the test samples."""
         test = self._as_floats(self._splits["test"], torch.Generator().manual_seed(0))
         normalised = None if self._log_density is None else lambda x: self._log_density(x) - self._log_normaliser()
-        return density_figures(self.model.eval(), self.eval_solve, test, normalised)
+        return density_figures(self.model.eval(), self.eval_solve, test, normalised, animate)
 
     def _push_forward(self, model: Any, z: Tensor, solve: Any) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
         """Map base samples z [B, *shape] to x. Returns log q(x) [B], x and the statistics of the solves."""

@@ -21,9 +21,9 @@ NUM_IMAGES = 50
 
 
 def density_figures(
-    model: Any, solve: Any, samples: Tensor, log_density: Callable[[Tensor], Tensor] | None
+    model: Any, solve: Any, samples: Tensor, log_density: Callable[[Tensor], Tensor] | None, animate: bool = True
 ) -> dict[str, Figure | bytes]:
-    """Return figures by name; a GIF is returned as bytes.
+    """Return figures by name; a GIF is returned as bytes, if ``animate``.
 
     Two-dimensional data: the densities of target and model, samples, and the transformation over time. Images: samples
     and reconstructions. Other data: no figures.
@@ -32,14 +32,14 @@ def density_figures(
     is unknown.
     """
     if samples.shape[1:] == (2,):
-        return _planar_figures(model, solve, samples, log_density)
+        return _planar_figures(model, solve, samples, log_density, animate)
     if samples.ndim == 4:
         return _image_figures(model, solve, samples[:NUM_IMAGES])
     return {}
 
 
 def _planar_figures(
-    model: Any, solve: Any, samples: Tensor, log_density: Callable[[Tensor], Tensor] | None
+    model: Any, solve: Any, samples: Tensor, log_density: Callable[[Tensor], Tensor] | None, animate: bool
 ) -> dict[str, Figure | bytes]:
     half_width = 1.1 * samples.abs().max().item()
     limits = (-half_width, half_width)
@@ -53,8 +53,10 @@ def _planar_figures(
     figures: dict[str, Figure | bytes] = {
         "density": density.density_comparison(target, modelled, generated, limits),
         "transformation": animation.frame_strip(frames, wide, "From the base to the data"),
-        "transformation_gif": animation.animation(frames, wide, steps=_sampling_steps(model, solve)),
     }
+    if animate:
+        steps = _sampling_steps(model, solve)
+        figures["transformation_gif"] = animation.animation(frames, wide, steps=steps)
     if not hasattr(model, "velocity"):
         return figures
     points = torch.from_numpy(density.grid_points(limits, NUM_ARROWS)).to(samples)

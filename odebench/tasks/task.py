@@ -119,8 +119,11 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def figures(self) -> Mapping[str, Figure | bytes]:
-        """Draw figures of what the model does. Returns them by name; a GIF is returned as bytes."""
+    def figures(self, animate: bool = True) -> Mapping[str, Figure | bytes]:
+        """Draw figures of what the model does. Returns them by name; a GIF is returned as bytes.
+
+        animate: also draw GIFs, which take much longer.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that training keeps between steps, besides the model: the warm first step."""

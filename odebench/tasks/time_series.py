@@ -224,7 +224,7 @@ class TimeSeriesTask(Task):
         return forecast.log_rates.exp().mean(0)[observed]
 
     @torch.no_grad()
-    def figures(self) -> dict[str, Figure]:
+    def figures(self, animate: bool = True) -> dict[str, Figure]:
         """Draw figures of the test series; see ``series_figures``."""
         window = (0.0, self._window)
         return series_figures(

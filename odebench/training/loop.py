@@ -25,6 +25,10 @@ from odebench.training.signals import StopRequest
 
 log = logging.getLogger(__name__)
 
+# The task's figures are drawn so often, the last time at the end, while this takes less than a share of the time.
+NUM_DRAWINGS, MAX_DRAWING_SHARE = 8, 0.05
+FIRST_DRAWING_S = 0.5  # what the first drawing is assumed to take
+
 
 def fit(training: TrainingState, settings: Settings, writer: RunWriter | NullRunWriter, stop: StopRequest) -> bool:
     """Train to the end. Returns False if a signal stopped the training before. In both cases ``last.pt`` is up to date.
@@ -39,6 +43,7 @@ def fit(training: TrainingState, settings: Settings, writer: RunWriter | NullRun
     max_seconds = math.inf if trainer.max_minutes is None else 60 * trainer.max_minutes
     writer.write_status("running", step=progress.step, steps=num_steps)
 
+    drawing_s = FIRST_DRAWING_S
     num_profiled = trainer.profile if distributed.is_rank_zero() else None
     device = next(task.model.parameters()).device
     with (
@@ -73,6 +78,10 @@ def fit(training: TrainingState, settings: Settings, writer: RunWriter | NullRun
                 progress.finished = last_step or too_stale
             if progress.finished or (rest == 0 and epoch % trainer.measure_every == 0):
                 measure_training_step(training, writer)
+            drawing_due = step * NUM_DRAWINGS // num_steps > (step - 1) * NUM_DRAWINGS // num_steps
+            may_draw = trainer.figures and drawing_s < MAX_DRAWING_SHARE * writer.elapsed_s
+            if drawing_due and may_draw and not progress.finished:
+                drawing_s += draw_figures(training, writer)
             # Save after all logging of this step, because a run that is killed later resumes with the next step.
             keep_due = trainer.keep_every is not None and rest == 0 and epoch % trainer.keep_every == 0
             if validation_due or stopping or save_due or keep_due:
@@ -210,3 +219,23 @@ def measure_training_step(training: TrainingState, writer: RunWriter | NullRunWr
         return
     writer.log(progress.step, metrics)
     writer.write_step_sizes(solves, progress.step)
+
+
+def draw_figures(training: TrainingState, writer: RunWriter | NullRunWriter) -> float:
+    """Draw the task's figures for TensorBoard, and restore all state. Returns how long it took, in seconds.
+
+    If a solve fails, logs a warning and draws nothing.
+    """
+    task, step, started = training.task, training.progress.step, time.monotonic()
+    try:
+        with restored_state(task), torch.compiler.set_stance("force_eager"):
+            task.model, trained = training.evaluated_model, task.model
+            try:
+                figures = task.figures(animate=False)
+            finally:
+                task.model = trained
+        for name, figure in figures.items():
+            writer.write_figure(name, figure, step, to_folder=False)
+    except Diverged as error:
+        log.warning("figures were not drawn after step %d: %s", step, error)
+    return time.monotonic() - started

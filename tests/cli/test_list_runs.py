@@ -20,7 +20,7 @@ def runs(tmp_path_factory):
         "c": "model=odenet model.width=8 model.groups=4 tol=1e-4 solver.max_steps=1",
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunWriter, "write_figure", lambda *_: None)
+        patch.setattr(RunWriter, "write_figure", lambda *_, **__: None)
         for name, words in trainings.items():
             assert main(["train", *words.split(), *TINY.split(), f"run_dir={folder / name}"]) in (0, 3)
     (folder / "d").mkdir()

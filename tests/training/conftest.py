@@ -13,7 +13,7 @@ def finished(tmp_path_factory):
     def run(*overrides):
         folder = tmp_path_factory.mktemp("finished") / "run"
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(RunWriter, "write_figure", lambda *_: None)
+            patch.setattr(RunWriter, "write_figure", lambda *_, **__: None)
             assert main(["train", *overrides, "device=cpu", f"run_dir={folder}"]) == 0
         return folder
 

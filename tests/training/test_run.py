@@ -112,6 +112,22 @@ def test_kept_checkpoints_are_those_of_a_shorter_training_and_figures_can_be_lef
     assert list((folder / layout.FIGURES).iterdir()) == []
 
 
+def test_figures_during_training_are_for_tensorboard_and_change_no_result(
+    train, without_figures, odenet_run, monkeypatch
+):
+    without_figures.undo()
+    monkeypatch.setattr(loop, "NUM_DRAWINGS", 3)
+    monkeypatch.setattr(loop, "MAX_DRAWING_SHARE", math.inf)
+    folder = train("trainer.average=0.9").folder
+    events = EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+    images = events.Images("figures/features")
+    assert [image.step for image in images] == [3, 6, 8]
+    assert images[-1].encoded_image_string == (folder / "figures/features.png").read_bytes()
+    assert images[0].encoded_image_string != images[-1].encoded_image_string
+    assert losses(folder) == losses(odenet_run)
+    assert same(weights(folder), weights(odenet_run))
+
+
 @pytest.mark.parametrize(("num", "recorded"), [(2, {1, 2}), (100, set(range(1, 9)))])
 @pytest.mark.slow
 def test_a_profile_is_of_the_steps_after_the_first_and_changes_no_result(num, recorded, odenet_run, train):
