@@ -262,9 +262,9 @@ class RunWriter:
     def write_summary(self, metrics: Mapping[str, Any]) -> None:
         """Write summary.json, and log its ``best/...`` and ``final/...`` metrics at the last step."""
         write_json(self.path / layout.SUMMARY, metrics)
-        summary_tags = [tag for tag, value in metrics.items() if layout.is_summary_tag(tag) and value is not None]
-        if summary_tags:
-            self.log(self.step, {tag: metrics[tag] for tag in summary_tags})
+        values = {tag: value for tag, value in metrics.items() if layout.is_summary_tag(tag) and value is not None}
+        if values:
+            self.log(self.step, values)
 
     def flush(self) -> None:
         """Write everything logged so far to disk. Call this before saving a checkpoint, so that no row is lost."""
@@ -396,6 +396,5 @@ def _attach_log_file(path: Path) -> logging.FileHandler:
 
 def _to_python_number(value: Any) -> float | int:
     """Convert a Python, numpy or torch scalar to a Python number."""
-    if hasattr(value, "item"):
-        value = value.item()
+    value = value.item() if hasattr(value, "item") else value
     return value if isinstance(value, int) and not isinstance(value, bool) else float(value)
