@@ -86,7 +86,7 @@ def change_labels(run: reader.RunRecord, config: DictConfig, overrides: Sequence
 
 def has_started(folder: Path) -> bool:
     """Whether a run has started in the folder: its record is complete, and its status is not "queued"."""
-    return reader.is_run(folder) and not _is_queued(folder)
+    return reader.is_run(folder) and _status(folder) != "queued"
 
 
 class RunWriter:
@@ -343,16 +343,12 @@ def check_folder_is_free(folder: Path) -> None:
     if not folder.exists():
         return
     names = {path.name for path in folder.iterdir() if not is_temporary(path.name)}
-    if not names <= _FILES_BEFORE_STATUS or (layout.STATUS in names and not _is_queued(folder)):
+    if not names <= _FILES_BEFORE_STATUS or (layout.STATUS in names and _status(folder) != "queued"):
         problem = f"{folder} is not empty;"
         if reader.is_run(folder):
             hint = f"resume that run (odebench resume {shlex.quote(str(folder))}) or"
             problem = f"{folder} holds a finished run;" if _status(folder) == "done" else f"{problem} {hint}"
         raise UsageError(f"{problem} give another run_dir", "run_dir")
-
-
-def _is_queued(folder: Path) -> bool:
-    return _status(folder) == "queued"
 
 
 def _status(folder: Path) -> str | None:
