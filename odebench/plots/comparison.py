@@ -1,5 +1,6 @@
 """Compare many runs in one figure: panels with lines or points of two quantities."""
 
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, Literal, NamedTuple
@@ -12,7 +13,7 @@ from matplotlib.ticker import LogFormatterSciNotation, LogLocator, MaxNLocator, 
 
 from odebench.plots import style, text_placement
 
-LINE_STYLES = ("-", "--", ":")
+LINE_STYLES: Any = ("-", "--", ":", "-.", (0, (8, 2)), (0, (1, 3)), (0, (6, 2, 1, 2, 1, 2)))
 MAX_LINES = 2 * len(style.COLOURS)  # per panel: first solid lines, then dashed; lines of other panels may be dotted
 MAX_POINT_LABELS = 30
 FEW_POINTS = 300
@@ -29,6 +30,7 @@ OVERLAP_PX = 1.5  # points nearer than this hide each other
 MIN_OVERLAP = 0.7  # of the points of a line, from which it is drawn wider
 MAX_COMPARED = 200  # points of a line
 BELOW = "zero or less"
+PART = re.compile(r", (?![^\[(]*[\])])")  # between the parts of a label; a part may be a list: [8, 8]
 
 
 class Line(NamedTuple):
@@ -152,8 +154,17 @@ def comparison_figure(
             _separate_overlaps(axes, artists)
         _write_labels(axes, panel, lines, shown, style_indices)
         style.style_axes(axes, textwrap.fill(panel.title, letters), panel.x, panel.y)
-    style.legend_below(figure, _sources(panels, drawn))
+    style.legend_below(figure, short_labels(panels) | _sources(panels, drawn))
     return figure
+
+
+def short_labels(panels: Sequence[Panel]) -> dict[str, str]:
+    """Label -> the same without the parts that all series share, if this still tells the series apart."""
+    labels = {line.label for panel in panels for line in panel.lines if not line.marker and len(line.finite().x)}
+    parts = {label: PART.split(label) for label in labels}
+    shared = set[str].intersection(*map(set, parts.values())) if len(parts) > 1 else set()
+    short = {label: ", ".join(part for part in its if part not in shared) for label, its in parts.items()}
+    return short if all(short.values()) and len(set(short.values())) == len(short) else {}
 
 
 def series_id(panel: int, index: int) -> str:

@@ -126,8 +126,8 @@ def colour(index: int) -> str:
 
 
 def marker(index: int) -> str:
-    """The marker of the series number `index`, so that series differ also without colour."""
-    return MARKERS[index % len(MARKERS)]
+    """The marker of the series number `index`, so that series differ also without colour, and if colours repeat."""
+    return MARKERS[(index + index // len(COLOURS)) % len(MARKERS)]
 
 
 def spans_decades(values: Numbers, ratio: float = 20.0) -> bool:

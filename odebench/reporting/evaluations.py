@@ -1,6 +1,6 @@
 """Results of `odebench eval` as lines of a figure, and Figure 3 of Chen et al. 2018."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any
 
 import numpy as np
@@ -36,38 +36,46 @@ def evaluated_run(group: RunGroup) -> Run | None:
 
 
 def evaluation_lines(collection: RunCollection, y: str, x: str = "tol") -> list[Line]:
-    """Make the lines of a plot of `y` against `x`, from the evaluations of one run per group."""
-    return [
-        line for label, run in named_groups(collection, evaluated_run) for line in lines_by_solver(label, run, y, x)
-    ]
+    """Make the lines of a plot of `y` against `x`, from the evaluations of one run per group.
 
-
-def lines_by_solver(label: str, run: Run, y: str, x: str = "tol") -> list[Line]:
-    """Make the lines of a plot of `y` against `x`, from the evaluations of one run.
-
-    There is one line per solver and, if there are several gradient modes, per gradient mode.
+    There is one line per solver and, if a run was evaluated with several gradient modes, per gradient mode.
     """
-    several = len({row["gradient"] for row in read_evaluations(run)}) > 1
-    return _evaluation_curves(
-        run, lambda row: join_nonempty(_solver_label(label, row["solver"]), row["gradient"] if several else ""), x, y
-    )
+    solvers, others = _evaluated(collection, "solver"), _evaluated(collection, "others")
+    lines = []
+    for label, run in named_groups(collection, evaluated_run):
+        several = len({row["gradient"] for row in read_evaluations(run)}) > 1
+
+        def name_of(row: Row, label: str = label, several: bool = several) -> str:
+            name = _solver_label(label, row["solver"], solvers)
+            return join_nonempty(name, row["gradient"] if several else "", row["others"] if len(others) > 1 else "")
+
+        lines += _evaluation_curves(run, name_of, x, y)
+    return lines
 
 
-def _solver_label(label: str, solver: str) -> str:
-    """The label of a line: the model's label, if there is one, and the solver of the evaluations."""
-    return f"{label}, solved by {solver}" if label else solver
+def _evaluated(collection: RunCollection, key: str) -> set[Any]:
+    """The values of a key in all evaluations that are drawn."""
+    runs = filter(None, map(evaluated_run, collection.groups))
+    return {row[key] for run in runs for row in read_evaluations(run)}
+
+
+def _solver_label(label: str, solver: str, solvers: Set[str]) -> str:
+    """The label of a line: the model's label, if there is one, and the solver, if the evaluations have several."""
+    if not label:
+        return solver
+    return f"{label}, solved by {solver}" if len(solvers) > 1 else label
 
 
 def _evaluation_curves(run: Run, name_of: Callable[[Row], str], x: str, y: str) -> list[Line]:
     """Make the lines of a plot of `y` against `x`, from a run's evaluations, sorted by tolerance or steps.
 
-    name_of: gives the label of an evaluation's line. If an evaluation was repeated, the last result is used.
-    Evaluations that differ in any setting except the tolerance or steps are on separate lines.
+    name_of: gives the label of an evaluation's line, which differs if any setting but the tolerance or steps does. If
+    an evaluation was repeated, the last result is used.
     """
     last: dict[str, dict[str, Row]] = {}
     for row in read_evaluations(run):
         if all(isinstance(row.get(key), int | float) for key in (x, y)):
-            last.setdefault(join_nonempty(name_of(row), row["others"]), {})[str(row["resolution"])] = row
+            last.setdefault(name_of(row), {})[str(row["resolution"])] = row
     lines = []
     for name, rows in last.items():
         points = np.array([(row[x], row[y]) for row in sorted(rows.values(), key=_resolution)], dtype=float)
@@ -93,7 +101,7 @@ def gradient_against_tolerance(collection: RunCollection) -> Comparison:
     for group in collection.groups:
         if run := evaluated_run(group):
             for error in GRADIENT_ERRORS:
-                lines = _evaluation_curves(run, "{gradient}, {step_solver}".format_map, "step_tol", error)
+                lines = _evaluation_curves(run, _gradient_label, "step_tol", error)
                 found.setdefault((group_label(group, keys), error), []).extend(positive_only(lines))
     options: dict[str, Any] = {"x_log": True, "y_log": True, "x_descending": True}
     panels = [
@@ -107,6 +115,10 @@ def gradient_against_tolerance(collection: RunCollection) -> Comparison:
         for (title, error), lines in found.items()
     ]
     return nonempty_panels(panels, columns=len(GRADIENT_ERRORS))
+
+
+def _gradient_label(row: Row) -> str:
+    return join_nonempty(row["gradient"], row["step_solver"], row["others"])
 
 
 def figure3(collection: RunCollection) -> Comparison:
@@ -132,9 +144,9 @@ def figure3(collection: RunCollection) -> Comparison:
 
 def _over_training(collection: RunCollection) -> tuple[list[Line], str]:
     """The forward NFE over the training of each evaluated model, as labelled lines, and the label of the x axis."""
-    rows, steps_per_epoch = {}, {}
+    rows, steps_per_epoch, solvers = {}, {}, _evaluated(collection, "solver")
     for label, group in named_groups(collection, lambda group: group if evaluated_run(group) else None):
-        name = _solver_label(label, group.settings["solver.name"])
+        name = _solver_label(label, group.settings["solver.name"], solvers)
         rows[name] = [read_rows(run) for run in group.runs]
         steps_per_epoch[name] = group.mean("best/step") / group.mean("best/epoch")
     lines = mean_curves(rows, "nfe/forward")

@@ -9,10 +9,10 @@ from matplotlib.figure import Figure
 from odebench.config.schema.quantities import higher_is_better
 from odebench.errors import UsageError, unknown_name
 from odebench.plots.comparison import MAX_LINES, Comparison, Line, Panel, ReferenceLine, comparison_figure, num_points
-from odebench.plots.dot_plot import dot_plot
 from odebench.plots.step_sizes import step_size_panel
 from odebench.record import layout
 from odebench.record.steps import SolveSteps, read_longest_solve
+from odebench.reporting.drawn_figures import DrawnFigure, gradient_errors, nfe_heat_map
 from odebench.reporting.evaluations import (
     FORWARD_LABEL,
     OUTPUT_ERROR,
@@ -23,7 +23,6 @@ from odebench.reporting.evaluations import (
 )
 from odebench.reporting.formatting import BACKWARD, FORWARD, MINUTES, PEAK_MIB, SAVED_MIB, STEP_MS
 from odebench.reporting.lines import (
-    MAX_PANELS,
     RESOLUTION_KEYS,
     LinesByLabel,
     MissingDataError,
@@ -45,7 +44,6 @@ from odebench.reporting.lines import (
     require_points,
     split_into_lines,
 )
-from odebench.reporting.nfe_heat_map import nfe_heat_map
 from odebench.reporting.runs import Row, Run, RunCollection, RunGroup, read_rows
 
 # Cost -> tag and axis label.
@@ -66,12 +64,12 @@ SIZES = {"cnf": ("model.width", "CNF"), "planar_nf": ("model.layers", "planar fl
 class FigureKind(NamedTuple):
     """A figure: what it shows, the data that it needs and a command that makes them, and a function that makes it.
 
-    make: returns the panels of a comparison, or a figure of another kind.
+    make: returns the panels of a comparison, or a drawn figure.
     """
 
     description: str
     requirement: str
-    make: Callable[[RunCollection], Comparison | Figure]
+    make: Callable[[RunCollection], Comparison | DrawnFigure]
 
 
 def find(name: str) -> FigureKind:
@@ -81,7 +79,7 @@ def find(name: str) -> FigureKind:
     return FIGURES[name]
 
 
-def content(name: str, collection: RunCollection) -> Comparison | Figure:
+def content(name: str, collection: RunCollection) -> Comparison | DrawnFigure:
     """Return the panels of a figure, or the drawn figure.
 
     Raises UsageError for an unknown name, MissingDataError if the runs lack the data.
@@ -93,7 +91,7 @@ def content(name: str, collection: RunCollection) -> Comparison | Figure:
         raise MissingDataError(f"figure {name} needs {kind.requirement}") from None
     except UsageError as error:
         raise UsageError(f"figure {name}: {error}") from None
-    if isinstance(made, Figure) or all(line.runs for panel in made.panels for line in panel.lines):
+    if isinstance(made, DrawnFigure) or all(line.runs for panel in made.panels for line in panel.lines):
         return made
     keys = label_keys(collection.groups, collection.varying_keys)
     folders = {group_label(group, keys): [str(group.runs[0].path)] for group in collection.groups}
@@ -107,7 +105,7 @@ def content(name: str, collection: RunCollection) -> Comparison | Figure:
 def draw(name: str, collection: RunCollection) -> Figure:
     """Draw a figure by name; raises what `content` raises."""
     made = content(name, collection)
-    return made if isinstance(made, Figure) else comparison_figure(*made)
+    return made.figure if isinstance(made, DrawnFigure) else comparison_figure(*made)
 
 
 def _mean(tag: str) -> Callable[[RunGroup], float]:
@@ -298,23 +296,6 @@ def _depth(group: RunGroup) -> float:
     return nfe if np.isfinite(nfe) or blocks is None else blocks
 
 
-def _gradient_error(collection: RunCollection) -> Figure:
-    panels: dict[str, dict[str, dict[str, float]]] = {}
-    for row in collection.bench:
-        if isinstance(row.get("parameter_gradient_error"), float) and isinstance(row.get("tol"), float):
-            words = filter(None, [row["library"], row["variant"], row["method"]])
-            marks = panels.setdefault(f"{row['work']}, tolerance {row['tol']:g}", {})
-            marks.setdefault(" ".join(words), {})[row["mode"]] = row["parameter_gradient_error"]
-    if not panels:
-        raise MissingDataError
-    if len(panels) > MAX_PANELS:
-        raise UsageError(
-            f"it can show {MAX_PANELS} combinations of case and tolerance, but there are {len(panels):,}; name fewer "
-            "folders"
-        )
-    return dot_plot(panels, "relative error of the parameters' gradient, against float64")
-
-
 def _step_sizes(collection: RunCollection) -> Comparison:
     """The longest solve of a training step for each setting; one panel per model, whose times can be compared."""
 
@@ -389,7 +370,7 @@ FIGURES = {
     "gradient-error": FigureKind(
         "error of the gradient by gradient mode",
         "results.csv of a benchmark in the folders; make it: odebench bench --modes backprop,adjoint --output DIR",
-        _gradient_error,
+        gradient_errors,
     ),
     "step-sizes": FigureKind(
         "step sizes over t in the longest solve of a training step, rejected steps too",

@@ -177,11 +177,12 @@ function makeFigure(svg, series) {
 
   function nearest(event) {
     const at = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
-    let found = null, least = 12 ** 2;
+    let found = null, least = Infinity;
     for (const one of series) {
+      const reach = one.reach || 12;
       for (let i = 0; i < one.px.length; i++) {
-        const distance = (one.px[i] - at.x) ** 2 + (one.py[i] - at.y) ** 2;
-        if (distance < least) [found, least] = [[one, i], distance];
+        const distance = Math.hypot(one.px[i] - at.x, one.py[i] - at.y);
+        if (distance < Math.min(reach, least)) [found, least] = [[one, i], distance];
       }
     }
     return found;
@@ -193,7 +194,7 @@ function makeFigure(svg, series) {
     svg.classList.toggle("hot", found !== null);
     tip.hidden = found === null;
     if (found === null) return;
-    ring(...found, 5);
+    if (!found[0].reach) ring(...found, 5);  // not over the number in a cell
     tip.replaceChildren(...describe(...found));
     tip.style.left = `${Math.min(event.clientX + 14, innerWidth - tip.offsetWidth - 4)}px`;
     tip.style.top = `${Math.min(event.clientY + 14, innerHeight - tip.offsetHeight - 4)}px`;

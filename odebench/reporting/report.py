@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import jinja2
 import matplotlib
-from matplotlib.figure import Figure
 
 from odebench.console import print_table
 from odebench.errors import NothingFoundError, UsageError, split_names, unknown_name
 from odebench.plots.comparison import PANEL_IN, comparison_figure
 from odebench.record.files import check_folder_can_be_made, write_atomically
 from odebench.reporting import figures, notes, table
+from odebench.reporting.drawn_figures import DrawnFigure
 from odebench.reporting.figure_data import InlineFigure, inline_figure, numbers
 from odebench.reporting.lines import panel_key_function
 from odebench.reporting.page import page_data, row_numbers
@@ -145,9 +145,7 @@ def _requested_figures(
     files: dict[Path, bytes] = {}
     if data:
         shown = figures.content(names[0], collection)
-        if isinstance(shown, Figure):
-            raise UsageError(f"--data {data}: figure {names[0]} has no lines with numbers to write; leave it out")
-        files[data] = table.csv_text(numbers(shown)).encode()
+        files[data] = table.csv_text(numbers(shown.panels)).encode()
     if output:
         suffixes = (output.suffix,) if output.suffix else style.suffixes
         files |= figure_files(output, [render_figure(name, collection, suffixes, style=style) for name in names])
@@ -280,8 +278,8 @@ def render_figure(
     files = {}
     with matplotlib.rc_context({**style.rc, "svg.hashsalt": name}):  # a salt makes bytes reproducible
         shown = figures.content(name, collection)
-        if isinstance(shown, Figure):
-            figure = shown
+        if isinstance(shown, DrawnFigure):
+            figure = shown.figure
             width, height = figure.get_size_inches()
             scale = min(style.max_columns * style.panel_in[0] / width, 1.0)
             figure.set_size_inches(scale * width, scale * height)

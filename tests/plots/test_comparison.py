@@ -78,6 +78,31 @@ def test_every_line_that_can_be_drawn_looks_different():
     assert len({(one.get_color(), one.get_linestyle()) for one in axes.lines}) == MAX_LINES
 
 
+@pytest.mark.parametrize("connect", [True, False])
+def test_more_lines_than_colours_differ_by_marker_too(connect):
+    panels = [
+        Panel("t", "x", "y", [line(f"{i} {j}", [0], [i]) for i in range(14)], connect_points=connect) for j in (0, 1)
+    ]
+    drawn = [one for axes in comparison_figure(panels).axes for one in axes.lines]
+    assert len({(one.get_color(), one.get_marker()) for one in drawn}) == 28
+
+
+@pytest.mark.parametrize(
+    ("labels", "shown"),
+    [
+        (["tol 1, adjoint, first 50", "tol 2, adjoint, first 50"], ["tol 1", "tol 2"]),
+        (["cnf", "cnf, adjoint"], ["cnf", "cnf, adjoint"]),  # one of them would have no name
+        (["hidden [8, 8], a", "hidden [8, 4], a"], ["hidden [8, 8]", "hidden [8, 4]"]),
+        (["odenet, adjoint"], ["odenet, adjoint"]),
+    ],
+)
+def test_the_legend_omits_what_all_series_share_and_lines_keep_their_label(labels, shown):
+    lines = [line(label, [1], [i]) for i, label in enumerate(labels)]
+    figure = comparison_figure([Panel("t", "x", "y", [*lines, line("rknet", [], [])])])
+    assert legend(figure) == shown
+    assert set(labels) == set(named(figure.axes[0]))
+
+
 def test_a_logarithmic_axis_has_few_tick_labels():
     lines, reference = [line("one", [1e-4, 1e-1], [2e-3, 1e-1])], ReferenceLine("equal", x=[1e-5, 1e-1], y=[1e-5, 1e-1])
     for reference_lines, least, most in (((), 5, 9), ((reference,), 4, 6)):

@@ -151,6 +151,21 @@ def test_the_numbers_behind_a_figure_are_written(report, corpus, tmp_path):
     assert rows[-1]["series"].startswith("published, test")
 
 
+def test_the_numbers_behind_a_heat_map_and_dots_are_written(report, corpus, tmp_path):
+    found = {}
+    for name in ("nfe-heatmap", "gradient-error"):
+        assert report(corpus, "--figure", name, "--data", tmp_path / f"{name}.csv")[0] == 0
+        found[name] = list(csv.DictReader((tmp_path / f"{name}.csv").read_text().splitlines()))
+    cell = next(row for row in found["nfe-heatmap"] if row["series"] == "tolerance 0.01" and float(row["x"]) == 2)
+    assert (cell["x_name"], cell["y_name"]) == ("epoch", "forward NFE of a step")
+    assert float(cell["y"]) == 24  # the mean of steps 3 and 4 over seeds 0 and 1: 20 + 3.5 + 0.5
+    assert cell["run"].startswith(str(corpus))
+    bench = list(csv.DictReader((corpus / "results.csv").read_text().splitlines()))
+    errors = sorted(float(row["parameter_gradient_error"]) for row in bench if row["parameter_gradient_error"])
+    assert sorted(float(row["y"]) for row in found["gradient-error"]) == errors
+    assert {row["point"] for row in found["gradient-error"]} <= {row["mode"] for row in bench}
+
+
 def test_the_figures_are_listed_without_a_folder(report):
     code, out, _ = report("--list")
     assert code == 0
@@ -326,7 +341,12 @@ mouse("mousemove");
 results.hovered = tip.textContent;
 mouse("click");
 results.highlighted = [svg.querySelectorAll(".ring").length, selected === series.rows[0]];
-const isRight = (one, line) => one.artists[line.id][0].matches(".dim") === !line.rows.includes(selected);
+const heat = figures.findIndex(one => one.series.some(line => line.reach)), cell = figures[heat].series[1];
+const map = document.querySelectorAll("figure svg")[heat], half = cell.reach / 2;
+const inside = new DOMPoint(cell.px[1] + half, cell.py[1]).matrixTransform(map.getScreenCTM());
+map.dispatchEvent(new MouseEvent("mousemove", {clientX: inside.x, clientY: inside.y, bubbles: true}));
+results.cell = tip.textContent;
+const isRight = (one, line) => line.reach || one.artists[line.id][0].matches(".dim") === !line.rows.includes(selected);
 results.dimmed = figures.map(one => one.series.map(line => isRight(one, line)));
 document.body.append(make("pre", {id: "results", textContent: btoa(encodeURIComponent(JSON.stringify(results)))}));
 """
@@ -336,9 +356,10 @@ document.body.append(make("pre", {id: "results", textContent: btoa(encodeURIComp
 @pytest.mark.browser
 def test_a_page_sorts_filters_and_shows_runs_in_a_browser(report, record, runs, tmp_path):
     for number, (tol, accuracy) in enumerate(((1e-2, 0.9), (1e-3, None), (1e-4, 0.08), (1e-5, 0.95))):
-        summary = {"best/accuracy": accuracy}
-        batch_size = 32 if number else 64
-        record(tol=tol, summary=summary, model__width=number, trainer__batch_size=batch_size, arguments=[f"tol={tol}"])
+        summary = {"best/accuracy": accuracy, "best/step": 4, "best/epoch": 2}
+        rows = [{"step": step, "elapsed_s": step, "nfe/forward": 10 * number + step} for step in (2, 4)]
+        changes = {"model__width": number // 2, "trainer__batch_size": 32 if number else 64}
+        record(tol=tol, summary=summary, rows=rows, arguments=[f"tol={tol}"], **changes)
     page = tmp_path / "page.html"
     assert report(runs, "--output", page)[0] == 0
     results = in_browser(page, SCRIPT)
@@ -359,6 +380,7 @@ def test_a_page_sorts_filters_and_shows_runs_in_a_browser(report, record, runs, 
     assert f"forward NFE of a training step: {settings['x'][0]:g}" in results["hovered"]
     assert f"tol: {tol}" in results["hovered"]
     assert results["highlighted"] == [1, True]
+    assert "tolerance 1e-05epoch: 2forward NFE of a step: 34tol: 1e-05" in results["cell"]
     assert all(map(all, results["dimmed"]))
     assert len(results["dimmed"]) > 3
 
