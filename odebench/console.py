@@ -109,45 +109,79 @@ def aligned(rows: Sequence[Sequence[str]], numeric: Collection[int] = ()) -> lis
     return [form.format(*row).rstrip() for row in rows]
 
 
+def terminal_width() -> int | None:
+    """The number of columns of the terminal, None if stdout is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def print_text(*lines: str) -> None:
+    """Print lines on stdout; a terminal gets those that are too long for it in several, broken between words."""
+    width = terminal_width()
+    for line in lines:
+        print(line if width is None else "\n".join(broken(line, width) or [""]))
+
+
+def broken(text: str, width: int) -> list[str]:
+    """Break a text between words into lines of at most this width; the lines begin alike."""
+    indent = " " * (len(text) - len(text.lstrip()))
+    return textwrap.wrap(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
 def print_table(rows: Sequence[Sequence[str]], less_important: Sequence[str] | None = None) -> None:
     """Print rows in aligned columns on stdout. On a terminal, they fit its width; see `fitted`."""
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    for line in aligned(rows) if width is None else fitted(rows, width, less_important):
-        print(line)
+    print(*fitted(rows, terminal_width(), less_important), sep="\n")
 
 
-def fitted(rows: Sequence[Sequence[str]], width: int, less_important: Sequence[str] | None = None) -> list[str]:
-    """Align rows like `aligned`, and make them fit a width without splitting a word.
+def fitted(
+    rows: Sequence[Sequence[str]],
+    width: int | None,
+    less_important: Sequence[str] | None = None,
+    numeric: Collection[str] = (),
+) -> list[str]:
+    """Align rows like `aligned`, and make them fit a width without splitting a word; None: any width.
 
-    less_important: None if the rows have no titles. Otherwise the first row holds titles, and values that all rows
-    share go to one line below; then columns with these titles are left out, the first one first. If this is not
-    enough, the last column is wrapped if it holds several words; otherwise each row gets a few lines of its own.
+    less_important: None if the rows have no titles. Otherwise the first row holds titles. Values that all rows share
+    go to one line below, titles of several words take several lines, and columns with the less important titles are
+    left out, the first one first. If this is not enough, the last column is wrapped if it holds several words;
+    otherwise each row gets a few lines of its own. numeric: titles of the columns to align to the right.
     """
     shared: list[str] = []
+    titled = list(rows)
     if less_important is not None and not _fits(rows, width):
         rows, shared = _without_shared_values(rows)
         for title in less_important:
-            if title in rows[0] and not _fits(rows, width):
+            if title in rows[0] and not _fits(_with_broken_titles(rows), width):
                 place = rows[0].index(title)
                 rows = [[*row[:place], *row[place + 1 :]] for row in rows]
-    if not _fits(rows, width):
-        *others, last = (max(map(len, column)) for column in zip(*rows, strict=True))
+        titled = list(rows) if _fits(rows, width) else _with_broken_titles(rows)
+    if width is not None and not _fits(titled, width):
+        *others, last = (max(map(len, column)) for column in zip(*titled, strict=True))
         room = width - sum(others) - 2 * len(others)
-        longest_word = max(len(word) for row in rows for word in row[-1].split() or [""])
+        longest_word = max(len(word) for row in titled for word in row[-1].split() or [""])
         if longest_word < last and max(longest_word, 20) <= room:
-            rows = [line for row in rows for line in _wrapped(row, room)]
+            titled = [line for row in titled for line in _wrapped(row, room)]
         elif less_important is not None:
             pairs = [
-                [f"{title.lower()} {cell}" if cell != "-" else "" for title, cell in zip(rows[0], row, strict=True)]
+                [_named(title, cell) if cell != "-" else "" for title, cell in zip(rows[0], row, strict=True)]
                 for row in rows[1:]
             ]
             blocks = [[row[0], *flow(cells[1:], width, "  ")] for row, cells in zip(rows[1:], pairs, strict=True)]
             return [line for block in blocks for line in block] + flow(shared, width)
-    return aligned(rows) + flow(shared, width)
+    to_right = [place for place, title in enumerate(rows[0]) if title in numeric]
+    return aligned(titled, to_right) + flow(shared, width or 0)
 
 
-def _fits(rows: Sequence[Sequence[str]], width: int) -> bool:
-    return max(map(len, aligned(rows))) <= width
+def _fits(rows: Sequence[Sequence[str]], width: int | None) -> bool:
+    return width is None or max(map(len, aligned(rows))) <= width
+
+
+def _with_broken_titles(rows: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+    """Break titles into several rows, so that no column is wider than its values or the longest word of its title."""
+    titles, *values = rows
+    widths = [max(1, *map(len, [*title.split(), *cells])) for title, *cells in zip(*rows, strict=True)]
+    lines = [broken(title, width) for title, width in zip(titles, widths, strict=True)]
+    height = max(map(len, lines))
+    return [*zip(*([""] * (height - len(its)) + its for its in lines), strict=True), *values]
 
 
 def _without_shared_values(rows: Sequence[Sequence[str]]) -> tuple[Sequence[Sequence[str]], list[str]]:
@@ -157,8 +191,12 @@ def _without_shared_values(rows: Sequence[Sequence[str]]) -> tuple[Sequence[Sequ
     if len(rows) < 3 or len(kept) == 1:
         kept = [column for column in columns if set(column[1:]) != {"-"}]
         return [*zip(*kept, strict=True)], []
-    shared = [f"{title.lower()} {value}" for title, value, *_ in (c for c in columns if c not in kept) if value != "-"]
+    shared = [_named(title, value) for title, value, *_ in (c for c in columns if c not in kept) if value != "-"]
     return [*zip(*kept, strict=True)], ["all:", *shared] if shared else []
+
+
+def _named(title: str, value: str) -> str:
+    return f"{title.lower() if title.isupper() else title} {value}"
 
 
 def _wrapped(row: Sequence[str], room: int) -> list[list[str]]:

@@ -41,6 +41,26 @@ def test_a_table_gives_up_shared_values_then_columns_then_its_columns(width, exp
     assert ("RUN" in lines[0]) == (width > 25)
 
 
+def test_titles_take_several_lines_before_a_column_is_left_out():
+    rows = [
+        ("tol", "test accuracy (%)", "peak memory (MiB)", "ms"),
+        ("0.1", "62.6", "5.84", "9"),
+        ("0.01", "7", "57", "8"),
+    ]
+    assert fitted(rows, 30, ["ms"], ["test accuracy (%)", "ms"]) == [
+        "          test  peak",
+        "      accuracy  memory",
+        "tol        (%)  (MiB)   ms",
+        "0.1       62.6  5.84     9",
+        "0.01         7  57       8",
+    ]
+    assert fitted(rows, 22, ["ms"])[-1] == "0.01  7         57"
+    assert fitted(rows, 15, ["ms"]) == [
+        *("0.1", "  test accuracy (%) 62.6", "  peak memory (MiB) 5.84"),
+        *("0.01", "  test accuracy (%) 7", "  peak memory (MiB) 57"),
+    ]
+
+
 def test_the_last_column_wraps_between_words():
     rows = [("dopri5", "Dormand-Prince order 5(4), the default of many libraries"), ("rk4", "four stages")]
     lines = fitted(rows, 40)

@@ -167,7 +167,7 @@ def _measure_family(context: _CaseContext, family: str, tol: float, configs: lis
         return
     timers = {str(number): run.seconds for number, run in enumerate(runs)}
     timers |= _field_timers(context, runs, gradient=family != "forward")
-    context.on_progress(f"{case}, {family}, tol {tol:g}: timing {len(runs)}")
+    context.on_progress(f"{case}, {family}, tol {tol:g}: timing {len(runs)} solves")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         times = measure.interleave(timers, context.plan.repeats, context.plan.limit_s)

@@ -10,7 +10,7 @@ import numpy as np
 
 from odebench.bench.cases import CASES
 from odebench.bench.libraries import installed_version
-from odebench.console import aligned
+from odebench.console import broken, fitted
 from odebench.errors import UsageError
 from odebench.plots.comparison import MAX_POINT_LABELS, Line, Panel, comparison_figure, num_points
 from odebench.record import manifest
@@ -56,12 +56,16 @@ FIGURE_ERRORS = {
 # Columns that only some cases have: with per-sample steps an evaluation may be of only some rows.
 ONLY_FOR = {"rows_forward": ("mixed",)}
 
+# Headings of columns that a narrow terminal leaves out, the first one first.
+LESS_IMPORTANT = ("SYNCS/STEP", "OPS/STEP", "F ALONE MS", "GRAD Y0 ERROR", "ALONE MIN MS", "MIN MS", "STEPS")
+
 LEGEND = """\
-RATIO: time of the first other library (or first row) divided by this row's time; above 1 is faster. ALONE: runs in a
-row instead of in turns. F ALONE: time of the evaluations without the solver. COMPILE COLD, WARM: seconds to compile,
-with an empty and with a filled cache on disk. NFE: evaluations, forward + backward. STEPS: accepted + rejected. ERROR,
-GRAD ERROR (parameters), GRAD Y0 ERROR (initial state): relative to a float64 reference solution. OPS, SYNCS: tensor
-operations and host synchronisations per step, outside f."""
+RATIO: time of the first other library (or first row) divided by this row's time; above 1 is faster.
+ALONE: runs in a row instead of in turns. F ALONE: time of the evaluations without the solver.
+COMPILE COLD, WARM: seconds to compile, with an empty and with a filled cache on disk.
+NFE: evaluations, forward + backward. STEPS: accepted + rejected.
+ERROR, GRAD ERROR (parameters), GRAD Y0 ERROR (initial state): relative to a float64 reference solution.
+OPS, SYNCS: tensor operations and host synchronisations per step, outside f."""
 
 
 def describe_machine(command: Sequence[str], libraries: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,14 +153,24 @@ def _value(text: str) -> Any:
     return text or None
 
 
-def tables(rows: Sequence[dict[str, Any]], descriptions: Mapping[str, str]) -> Iterator[str]:
-    """Yield one table for each group, below the description of its case. descriptions: case -> description."""
+def tables(rows: Sequence[dict[str, Any]], descriptions: Mapping[str, str], width: int | None = None) -> Iterator[str]:
+    """Yield one table for each group; the first one of a case is below the description of this case.
+
+    descriptions: case -> description. width: of the terminal, which the table then fits; results.csv has all columns.
+    """
+    described = set()
     for (case, family, tol, batch), group in groups(rows).items():
         names = [name for name in COLUMNS if case in ONLY_FOR.get(name, (case,))]
         columns = [[COLUMNS[name][0], *(_cell(row, name) for row in group)] for name in names]
         columns = [column for column in columns if any(text != "-" for text in column[1:])]  # has numbers
-        lines = aligned([*zip(*columns, strict=True)], numeric=range(NUM_WORDS, len(columns)))
-        yield "\n".join([f"{case}: {descriptions[case]}", f"{family}, tol {tol:g}{_size(case, batch)}", *lines])
+        table, numeric = [*zip(*columns, strict=True)], [column[0] for column in columns[NUM_WORDS:]]
+        lines = fitted(table, width, LESS_IMPORTANT, numeric)
+        head = [f"{family}, tol {tol:g}{_size(case, batch)}"]
+        if case not in described:
+            title = f"{case}: {descriptions[case]}"
+            head = [*([title] if width is None else broken(title, width)), *head]
+        described.add(case)
+        yield "\n".join([*head, *lines])
 
 
 def _size(case: str, batch: int) -> str:

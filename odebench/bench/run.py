@@ -16,7 +16,7 @@ from odebench.bench.cases import CASE_GROUPS, CASES, DEFAULT_CASES, with_batch
 from odebench.bench.comparison import BenchmarkPlan, BenchmarkResults, measure_all
 from odebench.bench.libraries import LIBRARIES, MODES, OTHER_LIBRARIES
 from odebench.config.schema.training import MAX_THREADS
-from odebench.console import progress_text
+from odebench.console import print_text, progress_text, terminal_width
 from odebench.errors import DONE, FAILED, UsageError, split_names, unknown_name
 from odebench.training.environment import keep_freed_memory
 
@@ -124,7 +124,7 @@ def run_bench(plan: BenchmarkPlan, output: Path | None, threads: int | None, com
             report.add_ratios(results.rows)
             report.write(folder, machine_info, results.rows, results.left_out)
             rows = [row for row in results.rows if (row["work"], row["batch"]) == (case.name, case.batch)]
-            for table in report.tables(rows, descriptions):
+            for table in report.tables(rows, descriptions, terminal_width()):
                 tqdm.write(f"\n{table}")  # above the bar
                 sys.stdout.flush()
             advance()
@@ -134,9 +134,10 @@ def run_bench(plan: BenchmarkPlan, output: Path | None, threads: int | None, com
 
 def _finish(folder: Path, results: BenchmarkResults) -> int:
     """Print what was measured; return 1 if nothing was, or if a solve ran eagerly that should have been compiled."""
-    print(f"\n{report.LEGEND}" if results.rows else "nothing was measured: no library has these modes and methods")
+    nothing = "nothing was measured: no library has these modes and methods"
+    print_text(*(["", *report.LEGEND.splitlines()] if results.rows else [nothing]))
     if results.left_out:
-        print("\nleft out:", *results.left_out, sep="\n  ")
+        print_text("", "left out:", *(f"  {line}" for line in results.left_out))
     figures = report.save_figures(folder, results.rows)
     files = (report.JSON, report.CSV) if results.rows else (report.JSON,)
     print("\nwritten:", *(folder / name for name in files), *figures, sep="\n  ")

@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 import jinja2
 import matplotlib
 
-from odebench.console import print_table
+from odebench.console import print_table, print_text
 from odebench.errors import NothingFoundError, UsageError, split_names, unknown_name
 from odebench.plots.comparison import PANEL_IN, comparison_figure
 from odebench.record.files import check_folder_can_be_made, write_atomically
 from odebench.reporting import figures, notes, table
 from odebench.reporting.drawn_figures import DrawnFigure
 from odebench.reporting.figure_data import InlineFigure, inline_figure, numbers
+from odebench.reporting.formatting import MINUTES, PARAMETERS, STEP_MS, heading
 from odebench.reporting.lines import panel_key_function
 from odebench.reporting.page import page_data, row_numbers
 from odebench.reporting.runs import RunCollection, collect_runs
@@ -34,6 +35,10 @@ PAGE = "report.html"
 DPI = 150
 # Letters of 8 pt like those of LaTeX, embedded as text.
 _PAPER = {"font.size": 8, "font.family": "STIXGeneral", "mathtext.fontset": "stix", "pdf.fonttype": 42}
+
+
+# Titles of columns that a narrow terminal leaves out, the first one first.
+_LESS_IMPORTANT = tuple(map(heading, (PARAMETERS, STEP_MS, MINUTES)))
 
 
 class FigureStyle(NamedTuple):
@@ -185,14 +190,17 @@ def list_figures() -> None:
 
 
 def _print(collection: RunCollection, table_format: str, tags: Sequence[str]) -> None:
-    sys.stdout.write(as_text(collection, table_format, tags))
     lines = [notes.status_counts(collection), *notes.caveats(collection), *notes.failure_lines(collection)]
     if table_format != "terminal":  # only the table, for pipes
+        sys.stdout.write(as_text(collection, table_format, tags))
         print(*lines, sep="\n", file=sys.stderr)
         return
-    print("", *lines, sep="\n")
+    is_default = list(tags) == table.headline_tags(collection)
+    table.print_table(table.make_table(collection, tags), _LESS_IMPORTANT if is_default else ())
+    print_text("", *lines)
     if published := notes.published_table(collection):
-        print(f"\n{table.as_terminal(published)}", end="")
+        print()
+        table.print_table(published, ("source", "tag", "printed"))
 
 
 def as_text(collection: RunCollection, table_format: str, tags: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pandas
 
-from odebench.console import aligned
+from odebench.console import aligned, fitted, print_text, terminal_width
 from odebench.errors import UsageError, did_you_mean, split_names
 from odebench.record import layout
 from odebench.reporting.formatting import (
@@ -207,11 +207,18 @@ def _sort_value(value: Any) -> float | str:
     return value if isinstance(value, float) else str(value)
 
 
-def as_terminal(table: Table) -> str:
-    """Format for a terminal, with aligned columns; numbers are aligned to the right."""
+def as_terminal(table: Table, width: int | None = None, less_important: Sequence[str] = ()) -> str:
+    """Format with aligned columns, numbers to the right. width: of the terminal; see `console.fitted`."""
     numeric = {place for place, column in enumerate(table.columns) if column.is_numeric}
-    texts = [[column.name or column.title for column in table.columns], *table.texts[1:]]
-    return "\n".join([*aligned(texts, numeric), *([table.note] if table.note else []), ""])
+    lines = aligned([[column.name or column.title for column in table.columns], *table.texts[1:]], numeric)
+    if width is not None and max(map(len, lines)) > width:
+        lines = fitted(table.texts, width, less_important, [table.columns[place].title for place in numeric])
+    return "\n".join([*lines, *([table.note] if table.note else []), ""])
+
+
+def print_table(table: Table, less_important: Sequence[str] = ()) -> None:
+    """Print a table; on a terminal it fits the width, without columns with the less important titles if it must."""
+    print_text(*as_terminal(table, terminal_width(), less_important).splitlines())
 
 
 def as_markdown(table: Table) -> str:

@@ -13,15 +13,14 @@ from pathlib import Path
 
 from odebench.config.compose import parse_overrides
 from odebench.config.files import options, read_yaml
-from odebench.console import print_table, progress_text
+from odebench.console import print_table, print_text, progress_text
 from odebench.errors import STOPPED, UsageError, unknown_name
 from odebench.record.files import file_lock, write_atomically
 from odebench.record.layout import FIGURES
-from odebench.reporting import notes
+from odebench.reporting import notes, table
 from odebench.reporting.formatting import EMPTY
 from odebench.reporting.report import figure_files, render_figures
 from odebench.reporting.runs import collect_runs
-from odebench.reporting.table import Table, as_markdown, as_terminal
 from odebench.reproduce.catalogue import FULL_BUDGET, Reproduction, committed_results, find_reproduction, reproductions
 from odebench.reproduce.results import (
     RowResult,
@@ -93,7 +92,7 @@ def _list_results(reproduction: Reproduction) -> None:
     rows = [{name: row[name] or EMPTY for name in columns} for row in committed_results(reproduction.name)]
     print(f"{reproduction.title}\n{reproduction.source}\n")
     if rows:
-        print(as_terminal(Table.of(rows, words=columns, note="* recalled, not read again in the paper")))
+        table.print_table(table.Table.of(rows, words=columns, note="* recalled, not read again in the paper"))
     else:
         print("no committed result has a published number")
 
@@ -278,7 +277,11 @@ def _print_and_write(planned: ReproductionPlan, sweep: Sweep) -> None:
     sources = dict.fromkeys(line.published.citation for line in lines if line.published)
     remarks = [notes.status_counts(collection), *notes.caveats(collection)]
     remarks += [f"published: {'; '.join(sources)}"] if sources else []
-    print(f"{reproduction.title}\n{reproduction.source}\n", *map(as_terminal, tables), *remarks, sep="\n")
+    print(f"{reproduction.title}\n{reproduction.source}\n")
+    for one in tables:
+        table.print_table(one)
+        print()
+    print_text(*remarks)
     drawn, left_out = render_figures(collection, reproduction.figures)
     for message in left_out.values():
         log.info("omitted: %s", message)
@@ -286,7 +289,7 @@ def _print_and_write(planned: ReproductionPlan, sweep: Sweep) -> None:
     pictures = _run_figures(reproduction, pictured) | _comparison_figure(reproduction, pictured, sweep)
     head = f"# {reproduction.title}\n\n{reproduction.source}\n"
     images = "".join(f"\n![{name.removesuffix('.png')}]({name})\n" for name in pictures)
-    text = "\n".join([head, *map(as_markdown, tables), *(f"- {remark}" for remark in remarks), images])
+    text = "\n".join([head, *map(table.as_markdown, tables), *(f"- {remark}" for remark in remarks), images])
     written = {f"{TABLE_NAME}.md": text.encode(), f"{TABLE_NAME}.csv": as_csv(lines, found, planned.command).encode()}
     written |= {path.name: content for path, content in figure_files(sweep.path, drawn).items()} | pictures
     for name, content in written.items():

@@ -24,7 +24,7 @@ from odebench.config.read import read_settings
 from odebench.config.saved import saved_settings
 from odebench.config.settings import Settings, run_name
 from odebench.config.warnings import probable_mistakes, without_effect
-from odebench.console import print_results
+from odebench.console import print_results, terminal_width
 from odebench.errors import DIVERGED, DONE, FAILED, STOPPED, WRONG_USAGE, Diverged, UsageError, did_you_mean
 from odebench.plots.comparison import comparison_figure
 from odebench.plots.curves import training_curves
@@ -171,7 +171,7 @@ def _finish_again(run: RunRecord, saved: DictConfig, overrides: Sequence[str]) -
         if "run" not in run.summary:
             raise UsageError(f"{run.path / layout.SUMMARY} is damaged: it holds no results; use odebench eval")
         summary = change_labels(run, saved, overrides) if overrides else run.summary
-        print_results(training_table(summary, run.path), run.path / layout.SUMMARY)
+        print_results(training_table(summary, run.path, terminal_width()), run.path / layout.SUMMARY)
     return RunResult(DONE, run.path, run.summary.get("objective"))
 
 
@@ -329,7 +329,7 @@ def _train_and_test(
         return RunResult(FAILED, folder, progress.best)
     # Print after the last error handler, so that an error in printing cannot change the status.
     if summary:
-        print_results(training_table(summary, folder), folder / layout.SUMMARY)
+        print_results(training_table(summary, folder, terminal_width()), folder / layout.SUMMARY)
     return result
 
 

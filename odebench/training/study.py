@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from odebench.config.settings import Settings
-from odebench.console import print_table
+from odebench.console import print_table, print_text
 from odebench.errors import Diverged, UsageError
 from odebench.ode import Solution, SolveError
 from odebench.record.profiling import measure_step
@@ -121,8 +121,11 @@ def study_run(
         rows = [titles, *([row.get(title, "-") for title in titles] for row in table)]
         print_table(rows, less_important=("ms", "forward ms", "backward ms"))
         part = "" if limit is None else f"first {limit:,} samples of the "
-        print(f"\nevaluated: {part}{split} split; ms, output error: up to {NUM_OUTPUTS} samples, against {REFERENCE}")
-        print("forward, backward: NFE and time of a training step; memory and gradients: of that step")
+        print_text(
+            "",
+            f"evaluated: {part}{split} split; ms, output error: up to {NUM_OUTPUTS} samples, against {REFERENCE}",
+            "forward, backward: NFE and time of a training step; memory and gradients: of that step",
+        )
     return results
 
 

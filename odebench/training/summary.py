@@ -10,7 +10,7 @@ from typing import Any
 from odebench.config.choices import options_of
 from odebench.config.schema.solver import NO_SOLVER
 from odebench.config.settings import Settings
-from odebench.console import aligned
+from odebench.console import aligned, fitted
 from odebench.record import layout
 
 # Logged tag -> tag in the summary, whose value is the last one, the mean over the last epoch, or for rates the harmonic
@@ -81,9 +81,15 @@ def result_rows(
     }
 
 
-def training_table(summary: Mapping[str, Any], folder: Path) -> str:
-    """Format the table that ``odebench train`` prints at its end. summary: the content of summary.json."""
-    return "\n".join(aligned([*_training_rows(summary, folder)]))
+def training_table(summary: Mapping[str, Any], folder: Path, width: int | None = None) -> str:
+    """Format the table that ``odebench train`` prints at its end.
+
+    summary: the content of summary.json. width: of the terminal, None if there is none. A command that is too long for
+    the table stands alone on the last line.
+    """
+    rows, command = [*_training_rows(summary, folder)], f"odebench tensorboard {shlex.quote(str(folder))}"
+    whole = aligned([*rows, ("dashboard", command)])
+    return "\n".join(whole if width is None or len(whole[-1]) <= width else [*fitted(rows, width), command])
 
 
 def _training_rows(summary: Mapping[str, Any], folder: Path) -> Iterator[tuple[str, str]]:
@@ -109,7 +115,6 @@ def _training_rows(summary: Mapping[str, Any], folder: Path) -> Iterator[tuple[s
             f"{summary['final/samples_per_s']:.0f} samples/s)",
         )
     yield "record", str(folder)
-    yield "dashboard", f"odebench tensorboard {shlex.quote(str(folder))}"
 
 
 def _with_si_prefix(number: float) -> str:

@@ -90,8 +90,11 @@ def test_batches_are_compared_apart():
     rows[-1]["time_min_ms"] = 8.0
     report.add_ratios(rows)
     assert [r["ratio_min"] for r in rows] == [3, 1, 4, 1]
-    families = [table.splitlines()[1] for table in report.tables(rows, {"tiny": "a spiral"})]
-    assert families == ["forward, tol 1e-05", "forward, tol 1e-05, batch 1"]
+    first, second = (table.splitlines() for table in report.tables(rows, {"tiny": "a spiral"}))
+    assert [*first[:2], second[0]] == ["tiny: a spiral", "forward, tol 1e-05", "forward, tol 1e-05, batch 1"]
+    narrow = "\n".join(report.tables(rows, {"tiny": "a spiral " * 9}, 50))
+    assert max(map(len, narrow.splitlines())) <= 50
+    assert "all:  mode forward  method dopri5" in narrow
 
 
 def test_results_need_an_empty_folder(tmp_path, monkeypatch):

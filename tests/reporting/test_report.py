@@ -166,6 +166,16 @@ def test_the_numbers_behind_a_heat_map_and_dots_are_written(report, corpus, tmp_
     assert {row["point"] for row in found["gradient-error"]} <= {row["mode"] for row in bench}
 
 
+@pytest.mark.parametrize("arguments", [[], ["--columns", "all"]])
+def test_a_table_fits_the_terminal(report, corpus, monkeypatch, arguments):
+    for module in ("odebench.console", "odebench.reporting.table"):
+        monkeypatch.setattr(f"{module}.terminal_width", lambda: 80)
+    code, out, _ = report(corpus, *arguments)
+    assert code == 0
+    assert [line for line in out.splitlines() if len(line) > 80 and " " in line] == []
+    assert "validation accuracy (%) 93" in " ".join(out.split()) if arguments else "(MiB)" in out
+
+
 def test_the_figures_are_listed_without_a_folder(report):
     code, out, _ = report("--list")
     assert code == 0

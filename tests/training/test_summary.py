@@ -1,6 +1,8 @@
+from pathlib import Path
+
 import pytest
 
-from odebench.training.summary import summary_metrics
+from odebench.training.summary import summary_metrics, training_table
 
 
 def test_a_row_is_weighted_by_the_steps_that_it_covers_in_the_last_epoch():
@@ -20,3 +22,12 @@ def test_a_row_is_weighted_by_the_steps_that_it_covers_in_the_last_epoch():
 def test_quantities_never_logged_have_no_summary_metric():
     numbers = summary_metrics([{"step": 4, "val/loss": 1.0}], best_step=4, steps_per_epoch=4)
     assert set(numbers) == {"best/step", "best/epoch", "best/loss", "final/val_loss"}
+
+
+def test_a_command_too_long_for_the_terminal_stands_alone_in_one_line():
+    summary = {"run": "rknet, dopri5", "parameters": 7, "notes": "many words " * 9, "results": {}}
+    folder = Path("outputs/2026-11-24/14-03-22-123456_odenet_dopri5")
+    assert training_table(summary, folder).splitlines()[-1] == f"dashboard  odebench tensorboard {folder}"
+    lines = training_table(summary, folder, 75).splitlines()
+    assert lines[-2:] == [f"record  {folder}", f"odebench tensorboard {folder}"]
+    assert max(map(len, lines)) <= 75
