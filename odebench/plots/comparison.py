@@ -246,7 +246,11 @@ def _write_labels(
             text_placement.LabelledPoints(line.x, line.y, line.point_labels, style.colour(style_indices[line.label]))
             for line in lines
         ]
-        text_placement.write_point_labels(axes, labelled, occupied, is_scatter=not panel.connect_points)
+        paths: list[tuple[Any, Any]] = [(line.x, line.y) for line in lines if panel.connect_points]
+        ends = np.array(axes.get_xlim())
+        paths += [(one.x, one.y) if one.level is None else (ends, np.full(2, one.level)) for one in shown]
+        crossed = [box for path in paths for box in text_placement.line_boxes(axes, *map(np.asarray, path))]
+        text_placement.write_point_labels(axes, labelled, occupied, not panel.connect_points, crossed)
 
 
 def _draw(axes: Axes, panel: Panel, line: Line, style_index: int, total: int, gid: str) -> Line2D:

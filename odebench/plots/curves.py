@@ -32,7 +32,7 @@ _PANELS = (
     _train_and_validation("Loss", "loss", "loss"),
     _train_and_validation("Accuracy", "accuracy (%)", "accuracy", 100.0),
     _train_and_validation("Negative log-likelihood", "nats per sample", "nll_nats"),
-    _train_and_validation("Negative log-likelihood", "bits per dimension", "bits_per_dim"),
+    _train_and_validation("Bits per dimension", "bits per dimension", "bits_per_dim"),
     _train_and_validation("Kullback-Leibler divergence", "KL (nats)", "kl_nats"),
     _train_and_validation("Evidence lower bound", "nats per series", "elbo_nats"),
     _train_and_validation("Error within the window", "RMSE (units of the data)", "rmse_interpolation"),

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
@@ -41,6 +42,7 @@ LABEL_PT = 10
 TICK_PT = 9
 LINE_PT = 1.7
 LEGEND_ENTRY_IN = 1.5
+LEGEND_MARKER_PT = 8
 LETTER_IN = 0.07
 HALO = withStroke(linewidth=1.6, foreground="white")  # keeps lines away from letters
 
@@ -165,7 +167,7 @@ def legend_below(figure: Figure, renamed: Mapping[str, str] | None = None) -> No
     columns = -(-len(labels) // rows)
     more = sum(label.count("\n") for label in labels)
     figure.set_figheight(figure.get_figheight() + 0.3 + 0.2 * (rows + more))
-    figure.legend(
+    legend = figure.legend(
         list(handles.values()),
         labels,
         loc="outside lower center",
@@ -174,3 +176,7 @@ def legend_below(figure: Figure, renamed: Mapping[str, str] | None = None) -> No
         frameon=False,
         columnspacing=1.4,
     )
+    for shown in legend.legend_handles:  # some lines are wider, so that no other one hides them
+        if isinstance(shown, Line2D):
+            shown.set(linewidth=min(shown.get_linewidth(), pt(LINE_PT)))
+            shown.set(markersize=min(shown.get_markersize(), pt(LEGEND_MARKER_PT)))

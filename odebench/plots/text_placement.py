@@ -17,6 +17,7 @@ POINT_LABEL_PT, LINE_LABEL_PT = 7.5, 6.5
 MARKER_PT = 6.0
 OFFSET_PT = 7.0  # from a point to its label: beside error bars and circles
 OVER_PT = 6.0  # to a label over or under it
+LINE_STEP_PT = 3.0  # between the boxes that stand for a line
 MERGE_DISTANCE_PT = 6.0  # points nearer than this share a label
 MAX_UNPLACED = 3  # if more labels than this do not fit into a scatter plot, write none
 
@@ -56,6 +57,16 @@ def marker_boxes(axes: Axes, x: np.ndarray, y: np.ndarray, y_error: np.ndarray |
     half, half_lengths = MARKER_PT / 2, np.zeros(len(y)) if y_error is None else y_error
     ends = zip(_to_points(axes, x, y - half_lengths), _to_points(axes, x, y + half_lengths), strict=True)
     return [(at - half, bottom - half, at + half, top + half) for (at, bottom), (_, top) in ends]
+
+
+def line_boxes(axes: Axes, x: np.ndarray, y: np.ndarray) -> list[Box]:
+    """Small boxes along the lines that connect points."""
+    at = _to_points(axes, x, y)
+    boxes: list[Box] = []
+    for start, end in itertools.pairwise(at[np.isfinite(at).all(axis=1)]):
+        steps = np.linspace(0, 1, max(int(np.hypot(*(end - start)) / LINE_STEP_PT), 1) + 1)[:, None]
+        boxes += [(px - 0.5, py - 0.5, px + 0.5, py + 0.5) for px, py in (start + steps * (end - start)).tolist()]
+    return boxes
 
 
 def write_line_labels(axes: Axes, line_labels: Mapping[str, float], occupied: Sequence[Box]) -> list[Box]:
@@ -109,18 +120,26 @@ def _common_prefix(texts: Sequence[str]) -> str:
     return "".join(f"{alike[0]}, " for alike in itertools.takewhile(lambda alike: len(set(alike)) == 1, parts))
 
 
-def write_point_labels(axes: Axes, lines: Sequence[LabelledPoints], occupied: Sequence[Box], is_scatter: bool) -> None:
+def write_point_labels(
+    axes: Axes,
+    lines: Sequence[LabelledPoints],
+    occupied: Sequence[Box],
+    is_scatter: bool,
+    crossed: Sequence[Box] = (),
+) -> None:
     """Write the labels beside their points where they overlap nothing; omit labels that do not fit.
 
-    is_scatter: omit all labels if more than ``MAX_UNPLACED`` do not fit.
+    is_scatter: omit all labels if more than ``MAX_UNPLACED`` do not fit. crossed: boxes that labels cover only where
+    they have no better place.
     """
     occupied, written = list(occupied), []
     for line in lines:
         for choices in _candidate_positions(axes, line):
             free = [(label, box) for label, box in choices if not any(_overlap(box, other) for other in occupied)]
             if free:
-                written.append(free[0][0])
-                occupied.append(free[0][1])
+                label, box = min(free, key=lambda choice: sum(_overlap(choice[1], other) for other in crossed))
+                written.append(label)
+                occupied.append(box)
     total = sum(bool(label) for line in lines for label in line.labels)
     if is_scatter and total - len(written) > MAX_UNPLACED:
         return

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     """Draw the figure and return the exit code. arguments: FILE, then NAME and FOLDER of each run."""
     file, *named = arguments
     try:
-        compare_runs(dict(zip(named[::2], named[1::2], strict=True))).savefig(file, dpi=DPI)
+        compare_runs(dict(zip(named[::2], named[1::2], strict=True))).savefig(file, dpi=DPI, bbox_inches="tight")
     except UsageError as error:
         print(f"comparison: {error}", file=sys.stderr)
         return 2

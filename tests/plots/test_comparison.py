@@ -145,12 +145,13 @@ def test_a_reference_line_is_a_level_or_points_and_error_bars_fit_the_axes():
     assert axes.xaxis_inverted()
 
 
-def test_dots_are_drawn_in_the_row_of_their_category_on_whole_decades():
-    panels = {"case": {"odebench": {"adjoint": 3e-5, "backprop": 0.0}, "torchdiffeq": {"backprop": 2e-3}}}
+@pytest.mark.parametrize(("most", "limits"), [(2.1e-3, (2e-5, 5e-3)), (2.1e-4, (1e-5, 1e-3))])
+def test_dots_are_drawn_in_the_row_of_their_category_between_round_limits(most, limits):
+    panels = {"case": {"odebench": {"adjoint": 3e-5, "backprop": 0.0}, "torchdiffeq": {"backprop": most}}}
     (axes,) = dot_plot(panels, "error").axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["adjoint", "backprop"]
     assert [round(float(one.get_ydata()[0])) for one in axes.lines] == [0, 1]
-    assert axes.get_xlim() == pytest.approx((1e-5, 1e-2))
+    assert axes.get_xlim() == pytest.approx(limits)
     assert axes.get_xlabel() == "error"
 
 
@@ -214,6 +215,21 @@ def test_notes_do_not_overlap(levels):
     figure = comparison_figure([Panel("t", "x", "y", [line("one", [1, 2], [9, 12])], noted(*levels))])
     assert len(boxes(figure)) == 4
     assert not overlapping(boxes(figure))
+
+
+def test_a_label_is_beside_a_line_rather_than_over_it():
+    def side(*references):
+        panel = Panel("t", "x", "y", [line("a", [1, 1], [1, 2], point_labels=["b", ""])], references)
+        (axes,) = comparison_figure([panel]).axes
+        return [(text.get_ha(), text.get_va()) for text in axes.texts]
+
+    assert side() != side(ReferenceLine("r", x=[1, 2], y=[1, 1.1]))
+
+
+def test_the_legend_shows_a_line_that_is_drawn_wider_as_the_others():
+    lines = [line(name, [1, 2, 3], [1, 3, 2]) for name in ("one", "two", "three")]
+    handles = comparison_figure([Panel("t", "x", "y", lines)]).legends[0].legend_handles
+    assert len({(one.get_linewidth(), one.get_marker() and one.get_markersize() <= 8) for one in handles}) == 1
 
 
 def test_labels_of_coinciding_points_are_merged():
