@@ -64,9 +64,13 @@ def name_and_unit(tag: str) -> tuple[str, str]:
     name = _HEADINGS.get(tag)
     if name is None:
         split, quantity = _split_and_quantity(tag)
-        words = quantity.removesuffix(f"_{unit}").split("_")
-        name = " ".join([_SPLITS.get(split, split), *(w.upper() if w in _ABBREVIATIONS else w for w in words)]).strip()
+        name = " ".join(filter(None, [_SPLITS.get(split, split), words_of(quantity.removesuffix(f"_{unit}"))]))
     return name, "" if unit in _KNOWN_UNITS else unit
+
+
+def words_of(name: str) -> str:
+    """The words of a name: ``test_nll`` -> ``test NLL``."""
+    return " ".join(word.upper() if word in _ABBREVIATIONS else word for word in name.split("_"))
 
 
 def _split_and_quantity(tag: str) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from odebench.errors import UsageError
 from odebench.plots.comparison import MAX_LINES, Comparison, Line, Panel, ReferenceLine, num_points
 from odebench.plots.curves import SMOOTH_FROM, running_mean
 from odebench.record.differences import differing_columns, distinguishing_keys, row_classes
-from odebench.reporting.formatting import display_scale, display_unit, format_setting
+from odebench.reporting.formatting import display_scale, display_unit, format_setting, words_of
 from odebench.reporting.published import NFE_RATIO, published_for
 from odebench.reporting.runs import FIXED_STEP_KEYS, Row, Run, RunCollection, RunGroup
 
@@ -261,8 +261,8 @@ class PanelKey(NamedTuple):
     def axis_label(self, split: str) -> str:
         """The axis label: ``validation accuracy (%)``, ``test loss (maximum likelihood, nats)``."""
         unit = display_unit(f"best/{self.quantity}")
-        name = self.quantity.removesuffix(f"_{unit}").replace("_", " ")
-        detail = join_nonempty(self.loss.replace("_", " "), "nats" if self.loss in LOSSES_IN_NATS else unit)
+        name = words_of(self.quantity.removesuffix(f"_{unit}"))
+        detail = join_nonempty(words_of(self.loss), "nats" if self.loss in LOSSES_IN_NATS else unit)
         return f"{split} {name} ({detail})" if detail else f"{split} {name}"
 
 

@@ -340,10 +340,10 @@ def test_each_data_set_and_loss_has_a_panel_and_models_keep_their_style(record, 
     figure = figures.draw("result-nfe", collect_runs([runs]))
     labels = [(one.get_title(loc="left"), one.get_ylabel()) for one in figure.axes]
     assert sorted(labels) == [
-        ("pinwheel: result against NFE", "validation nll (nats)"),
-        ("two_moons: result against NFE", "validation loss (elbo, nats)"),
+        ("pinwheel: result against NFE", "validation NLL (nats)"),
+        ("two_moons: result against NFE", "validation NLL (nats)"),
+        ("two_moons: result against NFE", "validation loss (ELBO, nats)"),
         ("two_moons: result against NFE", "validation loss (flow matching, nats)"),
-        ("two_moons: result against NFE", "validation nll (nats)"),
     ]
     for one in figure.axes:
         values = [y for line in points(one).values() for _, y in line]
@@ -376,7 +376,7 @@ def test_runs_of_two_tasks_have_a_panel_for_each_objective(record, runs):
         density = {"best/nll_nats": 1.5, "best/accuracy": None}
         record(tol=tol, task="density", model__name="cnf", trainer__objective="val/nll_nats", summary=density)
     figure = figures.draw("result-nfe", collect_runs([runs]))
-    assert [axes.get_ylabel() for axes in figure.axes] == ["validation accuracy (%)", "validation nll (nats)"]
+    assert [axes.get_ylabel() for axes in figure.axes] == ["validation accuracy (%)", "validation NLL (nats)"]
 
 
 def test_a_published_value_is_written_at_its_line_and_its_source_in_the_legend(corpus):
