@@ -30,9 +30,11 @@ from odebench.config.choices import options_of
 from odebench.config.compose import compose
 from odebench.config.read import read_settings
 from odebench.data import build_data
+from odebench.ode import solve
 from odebench.plots import density, style
 from odebench.plots.comparison import Line, Panel, ReferenceLine, comparison_figure
 from odebench.plots.curves import training_curves
+from odebench.plots.step_sizes import step_size_panel
 from odebench.record.reader import is_run, read_run
 from odebench.reporting import figures
 from odebench.reporting.evaluations import FORWARD_LABEL, GRADIENT_ERRORS, TOLERANCE
@@ -55,11 +57,16 @@ TABLE1 = {
     "table1_rknet": ["experiment=paper/mnist_rknet"],
     **{f"table1_resnet_{n}": ["experiment=paper/mnist_resnet", f"model.blocks={n}"] for n in (0, 1, 6)},
 }
-# The latent ODE of a short training needs about four minutes, each run of table2 five, of moons 40, ffjord_mnist 60.
+# Each run of NFE needs one minute, the latent ODE of a short training four, each run of table2 five, of moons 40,
+# ffjord_mnist 60.
 TABLE2 = {
     f"{name}, {points} points": [f"experiment=paper/{model}_spirals", f"data.observed={points}", "budget=full"]
     for name, model in (("latent ODE", "latent_ode"), ("RNN", "rnn"))
     for points in (30, 50, 100)
+}
+NFE = {
+    f"nfe_{tol}": ["model=cnf", "data=two_moons", f"tol={tol}", "trainer.iterations=970"]
+    for tol in ("1e-2", "1e-3", "1e-4", "1e-5")
 }
 # Name of a run -> the words after `odebench train`.
 TRAININGS: dict[str, list[str]] = {
@@ -78,6 +85,7 @@ TRAININGS: dict[str, list[str]] = {
     "ffjord_mnist": ["experiment=ffjord/mnist", "budget=small"],
     **{name: [*words, "budget=small"] for name, words in TABLE1.items()},
     **TABLE2,
+    **NFE,
 }  # fmt: skip
 
 
@@ -233,9 +241,9 @@ def figure_of(name: str, folder: Path, *overrides: str) -> Any:
     return load_run(folder, ["device=cpu", *overrides]).task.figures()[name]
 
 
-def table1(*folders: Path) -> Figure:
-    """The accuracies of trainings by steps and by time."""
-    return figures.draw("result-training", collect_runs([*folders]))
+def report_figure(name: str, *folders: Path) -> Figure:
+    """The figure that `odebench report --figure NAME` draws of these runs."""
+    return figures.draw(name, collect_runs([*folders]))
 
 
 def table2(*folders: Path) -> Figure:
@@ -275,6 +283,24 @@ def draw_log_density(axes: Axes, title: str, log_density: np.ndarray) -> None:
     style.style_plane(axes, title, PLANE)
 
 
+def steps() -> Figure:
+    """A solve of van der Pol's oscillator: the first component at the ends of the steps, and the sizes of the steps."""
+
+    def field(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.stack([y[1], 5 * (1 - y[0] ** 2) * y[1] - y[0]])
+
+    y0, times = torch.tensor([2.0, 0.0], dtype=torch.float64), np.linspace(0, 20, 2001)
+    solution = solve(field, y0, times.tolist(), method="dopri5", rtol=1e-4, atol=1e-4)
+    stats = solution.stats
+    ends = np.cumsum([0.0, *stats.step_sizes])
+    label = f"{stats.accepted} accepted steps"
+    line = Line(label, ends, np.interp(ends, times, solution.y[:, 0].numpy()))
+    states = Panel("y₁ of van der Pol's oscillator", "t", "y₁", [line])
+    sizes = step_size_panel("", "", {label: (0.0, stats.step_sizes, stats.rejected_steps)})
+    sizes = sizes._replace(title="Step sizes, rejected steps too", x="t", y="step size")
+    return comparison_figure([states._replace(x_log=False, y_log=False), sizes])
+
+
 def gallery(*folders: Path) -> Figure:
     """A row for each toy density: the density, and models trained by maximum likelihood and by flow matching."""
     figure, panels = style.new_square_figure(len(folders) // 2 * 3, 6, 1.9)
@@ -304,13 +330,15 @@ ALL = {
     "memory_growth.png": Picture(memory_growth),
     "moons_cnf.png": Picture(partial(figure_of, "density"), ("moons_cnf",)),
     "moons_planar_nf.png": Picture(partial(figure_of, "density"), ("moons_planar_nf",)),
+    "nfe_heatmap.png": Picture(partial(report_figure, "nfe-heatmap"), tuple(NFE)),
     "poisson_rates.png": Picture(partial(figure_of, "rates"), ("poisson",)),
     "published.png": Picture(published),
     "speed.png": Picture(bench_tables.picture),
     "spirals_error.png": Picture(partial(figure_of, "error"), ("latent ODE, 100 points",)),
     "spirals_latent_ode.png": Picture(partial(figure_of, "series"), ("spirals_latent_ode",)),
     "spirals_phase.png": Picture(partial(figure_of, "phase"), ("spirals_latent_ode",)),
-    "table1.png": Picture(table1, tuple(TABLE1)),
+    "steps.png": Picture(steps),
+    "table1.png": Picture(partial(report_figure, "result-training"), tuple(TABLE1)),
     "table2.png": Picture(table2, tuple(TABLE2)),
     "toy_gallery.png": Picture(
         gallery, tuple(f"toy_{data}_{loss}" for data in TOYS for loss in ("maximum_likelihood", "flow_matching"))
