@@ -337,6 +337,7 @@ ALL = {
     "spirals_error.png": Picture(partial(figure_of, "error"), ("latent ODE, 100 points",)),
     "spirals_latent_ode.png": Picture(partial(figure_of, "series"), ("spirals_latent_ode",)),
     "spirals_phase.png": Picture(partial(figure_of, "phase"), ("spirals_latent_ode",)),
+    "spirals_variations.png": Picture(partial(figure_of, "variations"), ("spirals_latent_ode",)),
     "steps.png": Picture(steps),
     "table1.png": Picture(partial(report_figure, "result-training"), tuple(TABLE1)),
     "table2.png": Picture(table2, tuple(TABLE2)),

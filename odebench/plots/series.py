@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 
@@ -259,6 +261,35 @@ def phase_portrait(
     axes.plot([], [], **START, color=style.GREY, label="start")
     axes.fill_between([], [], color=style.GREY, alpha=0.25, linewidth=0, label="posterior, 2 std")
     style.legend_below(figure)
+    return figure
+
+
+class LatentVariation(NamedTuple):
+    """Decoded paths that differ in one component of the initial state.
+
+    label: the title of the panel. shifts: [N], those of the component. paths: [N, T, 2].
+    """
+
+    label: str
+    shifts: np.ndarray
+    paths: np.ndarray
+
+
+def latent_variations(variations: Sequence[LatentVariation], columns: int) -> Figure:
+    """Draw decoded paths in the plane, coloured by the shift of one component of their initial state.
+
+    After Figure 9 of Chen et al. 2018. A dot is the start of a path.
+    """
+    figure, panels = style.new_square_figure(len(variations), columns, 2.0, bar=True)
+    largest = max(float(np.abs(one.shifts).max()) for one in variations)
+    colours = ScalarMappable(Normalize(-largest, largest), style.SHIFT_MAP)
+    limits = style.padded_limits(np.concatenate([one.paths.reshape(-1, 2) for one in variations]), margin=0.05)
+    for axes, one in zip(panels, variations, strict=False):
+        tints = colours.to_rgba(one.shifts)
+        axes.add_collection(LineCollection(list(one.paths), colors=tints, linewidth=1.0))
+        axes.scatter(one.paths[:, 0, 0], one.paths[:, 0, 1], color=tints, s=9, zorder=3)
+        style.style_plane(axes, one.label, limits)
+    style.colour_bar(figure, colours, panels, "shift of the component (std of initial states)")
     return figure
 
 

@@ -30,8 +30,9 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#666666"
 LIGHT_GREY = "#EEEEEE"
 
-# This map darkens monotonically, so it works for colour-blind readers and in greyscale print.
+# These maps change monotonically from dark to light, so they work for colour-blind readers and in greyscale print.
 DENSITY_MAP = matplotlib.colormaps["Blues"]
+SHIFT_MAP = matplotlib.colormaps["cividis"]
 
 Numbers = Sequence[float] | np.ndarray
 Limits = tuple[float, float]

@@ -1,6 +1,7 @@
 """Draw figures of a model's forecasts of irregular series."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,10 +15,20 @@ from odebench.plots.style import padded_limits
 
 NUM_SHOWN, NUM_PATHS, NUM_CHANNELS, NUM_TIMES = 6, 60, 3, 200
 NUM_GRID, NUM_ELLIPSES = 24, 20
+# Varied initial states: components, paths of each, and the largest shift in standard deviations.
+NUM_COMPONENTS, NUM_VARIED, LARGEST_SHIFT = 4, 9, 1.0
 # Without a ground truth, the time axis ends at this multiple of the data's time span.
 EXTRAPOLATION_FACTOR = 1.25
 
 Forecaster = Callable[[Tensor, Tensor], Forecast]
+
+
+class LatentDynamics(NamedTuple):
+    """A latent ODE: its field, a function of states [..., L], and its decoded solutions [N, T, D] from z0 [N, L] at
+    times [T]; None if it predicts no values."""
+
+    field: Callable[[Tensor], Tensor]
+    decode: Callable[[Tensor, Tensor], Tensor] | None
 
 
 def series_figures(
@@ -25,7 +36,7 @@ def series_figures(
     split: SeriesSplit,
     forecast: Forecaster,
     window: tuple[float, float],
-    field: Callable[[Tensor], Tensor] | None = None,
+    dynamics: LatentDynamics | None = None,
 ) -> dict[str, Figure]:
     """Draw the first series of a split with their forecasts, event rates, latent paths and errors.
 
@@ -33,7 +44,7 @@ def series_figures(
     is known at the same times.
 
     forecast: a function of series indices [B] and times [T] that returns a Forecast. window: the first and the last
-    time of the model's inputs. field: the field of an autonomous latent ODE, for its phase portrait.
+    time of the model's inputs. dynamics: of an autonomous latent ODE, for its phase portrait and its varied paths.
     """
     figures: dict[str, Figure] = {}
     first = range(min(NUM_SHOWN, len(split)))
@@ -49,8 +60,10 @@ def series_figures(
         labels = None if split.labels is None else split.labels[indices].cpu().numpy()
         names = [f"label {label}" for label in range(data.num_classes)]
         figures["latents"] = plots.latent_paths(prediction.latents[0].cpu().numpy(), labels, names)
-        if field is not None:
-            figures["phase"] = plots.phase_portrait(*_latent_plane(prediction, field), labels, names)
+        if dynamics is not None:
+            figures["phase"] = plots.phase_portrait(*_latent_plane(prediction, dynamics.field), labels, names)
+            if dynamics.decode is not None and len(data.channels) == 2:
+                figures["variations"] = _variations_figure(data, prediction, dynamics.decode, split.labels)
     return figures | _error_figure(split, forecast, window)
 
 
@@ -80,6 +93,26 @@ def _latent_plane(
     )
     first, second = (sizes[:2].square() / sizes.square().sum()).tolist()
     return plane, (first, second)
+
+
+def _variations_figure(
+    data: SeriesData, prediction: Forecast, decode: Callable[[Tensor, Tensor], Tensor], labels: Tensor | None
+) -> Figure:
+    """Vary the first components of the initial state of the first series of each label."""
+    assert prediction.posterior is not None
+    means, times = prediction.posterior.mean, torch.linspace(0, data.span, NUM_TIMES).to(prediction.posterior.mean)
+    labels = torch.zeros(len(means)) if labels is None else labels[: len(means)]
+    shifts = torch.linspace(-LARGEST_SHIFT, LARGEST_SHIFT, NUM_VARIED).to(means)
+    shown = []
+    for label in labels.unique():
+        start = means[(labels == label).nonzero()[0]]
+        for part, std in enumerate(means.std(0)[:NUM_COMPONENTS]):
+            z0 = start.repeat(NUM_VARIED, 1)
+            z0[:, part] += shifts * std
+            paths = decode(z0, times).cpu().numpy()
+            title = f"component {part + 1}" + (f", label {int(label)}" if data.num_classes else "")
+            shown.append(plots.LatentVariation(title, shifts.cpu().numpy(), paths))
+    return plots.latent_variations(shown, columns=min(means.shape[1], NUM_COMPONENTS))
 
 
 def examples(

@@ -1,7 +1,7 @@
 """The task of modelling irregular time series: reconstruction, extrapolation and classification."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ from odebench.models.series.fields import AutonomousField
 from odebench.plots.series import PredictedSeries
 from odebench.tasks.build import build_model
 from odebench.tasks.compatibility import check_series_model
-from odebench.tasks.series_figures import examples, series_figures
+from odebench.tasks.series_figures import LatentDynamics, examples, series_figures
 from odebench.tasks.series_losses import (
     contribute_nan_bounds,
     kl_from_prior,
@@ -227,18 +227,21 @@ class TimeSeriesTask(Task):
     def figures(self, animate: bool = True) -> dict[str, Figure]:
         """Draw figures of the test series; see ``series_figures``."""
         window = (0.0, self._window)
-        return series_figures(
-            self._data, self._splits["test"], self._forecast_test_series, window, self._latent_field()
-        )
+        return series_figures(self._data, self._splits["test"], self._forecast_test_series, window, self._dynamics())
 
-    def _latent_field(self) -> Callable[[Tensor], Tensor] | None:
-        """The field of a latent ODE whose state is the latent state alone, as a function of this state."""
-        model = self.model
-        if not isinstance(model, LatentODE) or not isinstance(model.field, AutonomousField):
+    def _dynamics(self) -> LatentDynamics | None:
+        """The dynamics of a latent ODE whose state is the latent state alone."""
+        model, solve, decoder = self.model, self.eval_solve, self.model.decoder
+        if not isinstance(model, LatentODE) or not isinstance(model.field, AutonomousField) or solve is None:
             return None
         if model.latent_dim < 2 or model.latent_dim != model.state_dim:
             return None
-        return partial(model.field, torch.zeros((), device=self._device))
+
+        def decode(z0: Tensor, times: Tensor) -> Tensor:
+            return decoder(model.solve(z0.unsqueeze(0), times, solve)[0][0])
+
+        field = partial(model.field, torch.zeros((), device=self._device))
+        return LatentDynamics(field, None if decoder is None else decode)
 
     @torch.no_grad()
     def examples(self) -> list[PredictedSeries]:

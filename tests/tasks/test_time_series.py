@@ -1,6 +1,7 @@
 """The time-series task: its batches, its losses, and its metrics for spirals, sinusoids and events."""
 
 import dataclasses
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -366,7 +367,11 @@ def test_the_warm_first_step_is_kept(build):
 
 def test_figures_show_series_latent_paths_and_errors(build):
     figures = build(*SMALL).figures()
-    assert set(figures) == {"series", "latents", "phase", "error"}
+    assert set(figures) == {"series", "latents", "phase", "variations", "error"}
+    paths = figures["variations"].axes[0].collections[0].get_segments()
+    assert len(paths) == 9
+    assert max(np.abs(one - other).max() for one, other in pairwise(paths)) < np.ptp(paths)  # neighbours stay close
+    assert any(np.abs(path - paths[0]).max() > 0 for path in paths)
     figures = build(*SMALL, "data=poisson_events", "data.observations=true", "model.events=true").figures()
     assert {"series", "rates", "latents"} <= set(figures)
     truth, inferred = figures["rates"].axes[0].lines[:2]
