@@ -106,14 +106,15 @@ def gradient_errors(collection: RunCollection) -> DrawnFigure:
             f"it can show {MAX_PANELS} combinations of case and tolerance, but there are {len(found):,}; name fewer "
             "folders"
         )
-    name = "relative error of the parameters' gradient, against float64"
+    name, modes = "relative error of the parameters' gradient, against float64", [row["mode"] for row in rows]
+    order = {mode: place for place, mode in enumerate(dict.fromkeys(modes))}
     panels = [
         Panel(
             title,
             "gradient mode",
             name,
             [
-                Line(label, np.arange(len(errors)), np.array([*errors.values()]), point_labels=[*errors])
+                Line(label, np.array([*map(order.get, errors)]), np.array([*errors.values()]), point_labels=[*errors])
                 for label, errors in marks.items()
             ],
         )
