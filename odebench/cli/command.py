@@ -3,14 +3,16 @@
 import argparse
 import importlib
 import io
+import itertools
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn
 
 from odebench import __version__
 from odebench.cli.completion import complete
-from odebench.console import console_log, report_error
+from odebench.console import broken, console_log, report_error, terminal_width
 from odebench.errors import DONE, UsageError, did_you_mean, nearest_setting, unknown_name
 
 # Each command is a module with SUMMARY, HELP, add_options(parser) and run(arguments) -> exit code. A dict instead of
@@ -147,10 +149,33 @@ def _nearest(word: str, parser: argparse.ArgumentParser, arguments: argparse.Nam
     return f"; did you mean {near}=...? settings have no dashes" if near else ""
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of a description, unless the terminal is too narrow for them."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        columns = terminal_width()
+        if columns is None or max(map(len, text.splitlines())) <= columns:
+            return text
+        lines: list[str] = []
+        for is_indented, group in itertools.groupby(text.splitlines(), key=lambda line: line[:1] in ("", " ")):
+            lines += _narrow_examples(group, columns) if is_indented else broken(" ".join(group), columns)
+        return "\n".join(lines)
+
+
+def _narrow_examples(lines: Iterable[str], columns: int) -> Iterator[str]:
+    """Indented lines of a command and a remark, which gets lines of its own where both do not fit."""
+    for line in lines:
+        command, *remark = re.split(r"(?<=\S) {2,}", line)
+        if len(line) <= columns:
+            yield line
+        else:
+            yield from broken(command, columns)
+            yield from (rest for one in remark for rest in broken(f"      {one}", columns))
+
+
 class _Parser(argparse.ArgumentParser):
     def __init__(self, *, prog: str, description: str) -> None:
-        raw = argparse.RawDescriptionHelpFormatter
-        super().__init__(prog=prog, description=description, formatter_class=raw, allow_abbrev=False)
+        super().__init__(prog=prog, description=description, formatter_class=_Help, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         message = message.replace("ignored explicit argument", "takes no value, but got")

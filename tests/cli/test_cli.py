@@ -89,6 +89,18 @@ def test_each_command_has_its_own_help(command, capsys):
     assert f"odebench {command}" in out.split("example")[-1] or command == "doctor"
 
 
+@pytest.mark.parametrize("words", [[], *([command] for command in COMMANDS)], ids=" ".join)
+def test_help_fits_a_narrow_terminal(words, monkeypatch, capsys):
+    main([*words, "--help"])
+    wide = capsys.readouterr().out
+    monkeypatch.setattr("odebench.cli.command.terminal_width", lambda: 60)
+    monkeypatch.setenv("COLUMNS", "60")
+    main([*words, "--help"])
+    narrow = capsys.readouterr().out
+    assert max(map(len, narrow.splitlines())) <= 60
+    assert sorted(narrow.split()) == sorted(wide.split())
+
+
 def test_help_names_every_command(capsys):
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
