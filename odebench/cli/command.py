@@ -158,7 +158,8 @@ class _Help(argparse.RawDescriptionHelpFormatter):
             return text
         lines: list[str] = []
         for is_indented, group in itertools.groupby(text.splitlines(), key=lambda line: line[:1] in ("", " ")):
-            lines += _narrow_examples(group, columns) if is_indented else broken(" ".join(group), columns)
+            block = list(group)
+            lines += _narrow_examples(block, columns) if is_indented else broken(" ".join(block), columns)
         return "\n".join(lines)
 
 
