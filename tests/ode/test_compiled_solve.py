@@ -181,6 +181,7 @@ def test_large_states_have_few_rows(uncompiled, monkeypatch):
     compiled_run._compiled_solve.cache_clear()
 
 
+@needs_compiler
 def test_under_the_stance_that_forces_eager_code():
     field, (y0, scale) = Network(), start()
     with torch.compiler.set_stance("force_eager"):
