@@ -40,7 +40,7 @@ def goals(rows: list[Row]) -> str:
         ours = [fastest_row(mine, family, "odebench", EXACT) or {} for family in FAMILIES]
         cells = [_slashed(ratio(mine, family, *pair) for family in FAMILIES) for pair in columns.values()]
         cells += [_slashed(row.get(name) for row in ours) for name in COMPILE_TIMES]
-        lines.append([f"`{case}`" if batch == CASES[case].batch else f"`{case}`, batch {batch:,}", *cells])
+        lines.append([_case_name(case, batch), *cells])
     header = ["forward / exact gradient / adjoint", *columns, *COMPILE_TIMES.values()]
     about = f"{_in_a_row(rows)} {bench_tables.bench_measured_on(rows)}"
     return f"{markdown(header, lines)}\n\n{about} All: {results.link('compiled_solves')}."
@@ -72,11 +72,15 @@ def profile(rows: Sequence[Row]) -> str:
     """A table of what the time of compiled solves goes to. rows: those of profile_compiled_solves.py."""
     parts = {"products": "matrix products", "arithmetic": "other arithmetic", "loop": "the loop", "outside": "Python"}
     lines = []
-    for case in dict.fromkeys(row["case"] for row in rows):
-        mine = {row["mode"]: row for row in rows if row["case"] == case}
+    for case, batch in dict.fromkeys((row["case"], int(row["batch"])) for row in rows):
+        mine = {row["mode"]: row for row in rows if (row["case"], int(row["batch"])) == (case, batch)}
         cells = [" / ".join(f"{100 * float(mine[mode][part]):.0f}" for mode in bench_tables.MODES) for part in parts]
-        lines.append([f"`{case}`", *cells])
+        lines.append([_case_name(case, batch), *cells])
     return markdown(["% of forward / exact gradient / adjoint", *parts.values()], lines)
+
+
+def _case_name(case: str, batch: int) -> str:
+    return f"`{case}`" if batch == CASES[case].batch else f"`{case}`, batch {batch:,}"
 
 
 def _step_time(row: Row) -> str:

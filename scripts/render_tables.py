@@ -9,6 +9,7 @@ most important ones.
 """
 
 import re
+import statistics
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -127,7 +128,10 @@ def reproduction_pages() -> dict[Path, dict[str, str]]:
         results.read("backward"), results.read("figure3")
     )
     found[DOCS / "reproduced" / "scope.md"]["cost"] = cost_table(results.read("cnf-cost"))
-    found[DOCS / "reproduced" / "table2.md"]["spiral_errors"] = spiral_errors_table(results.read("spiral-errors"))
+    found[DOCS / "reproduced" / "table2.md"] |= {
+        "spiral_errors": spiral_errors_table(results.read("spiral-errors")),
+        "predictions": predictions_table(results.read("spiral-predictions")),
+    }
     return found
 
 
@@ -183,6 +187,23 @@ def spiral_errors_table(rows: list[dict[str, str]]) -> str:
     ]
     header = ["points", *(f"{title}: within, beyond" for title in kinds.values())]
     return markdown(header, lines)
+
+
+def predictions_table(rows: list[dict[str, str]]) -> str:
+    """A table of the RMSE beyond the window by other ways to predict: means and ranges over seeds."""
+    ways = {"all_times": "100 times", "spaced_times": "every n-th time", "mean_state": "100 times, from the mean state"}
+    found: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for row in rows:
+        found.setdefault((row["row"], row["points"]), []).append(row)
+    lines = []
+    for (name, points), its in found.items():
+        cells = [_mean_and_range([float(row[way]) for row in its if row[way]]) for way in ways]
+        lines.append([f"{name}, {points} points", its[0]["spacing"], *cells])
+    return markdown(["RMSE (range over seeds)", "n", *ways.values()], lines)
+
+
+def _mean_and_range(values: list[float]) -> str:
+    return f"{statistics.mean(values):.3f} ({min(values):.3f} – {max(values):.3f})" if values else "–"
 
 
 def tolerance_table(rows: list[dict[str, str]]) -> str:

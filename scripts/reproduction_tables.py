@@ -152,11 +152,14 @@ def judged(name: str) -> list[RowVerdict]:
 
 
 def rewrite_verdicts() -> None:
-    """Judge the rows of all files of `odebench reproduce` anew."""
+    """Judge the rows of all files of `odebench reproduce` anew, in the order of the reproduction."""
     for path in sorted(results.RESULTS.glob("*.csv")):
         rows = results.read_csv(path)
         if "verdict" in rows[0]:
-            path.write_text(judge_again(reproduction_of(rows), rows), encoding="utf-8")
+            reproduction = reproduction_of(rows)
+            names = [row.name for row in reproduction.rows]
+            rows.sort(key=lambda row, names=names: names.index(row["row"]))
+            path.write_text(judge_again(reproduction, rows), encoding="utf-8")
 
 
 def count_words(lines: Iterable[RowVerdict]) -> Counter[str]:
@@ -173,8 +176,8 @@ def published_numbers(names: Iterable[str]) -> str:
     partial, total = counts.pop(PARTIAL, 0), counts.total()
     others = [f"{counts[word]} *{word}*" for word in counts if word != REPRODUCED]
     return (
-        f"Of {total} published numbers **{counts[REPRODUCED]} are reproduced** ({sizes} of them a number of"
-        f" parameters); the verdicts on the\nothers are {', '.join(others)}. {partial} more come from trainings shorter"
+        f"Of {total} published numbers, reproduced: **{counts[REPRODUCED]}** (of them numbers of parameters: {sizes});"
+        f" the verdicts on the\nothers are {', '.join(others)}. {partial} more come from trainings shorter"
         " than the published ones, and decide\nnothing yet."
     )
 
@@ -199,7 +202,8 @@ def pivot_table(rows: Sequence[Row], numbers: Sequence[str], separator: str, swa
         line, _, column = name.partition(separator)
         line, column = (column, line) if swapped else (line, column)
         found.setdefault(line, {})[column] = ", ".join(result_cell(its, number) for number in numbers)
-    columns = list(dict.fromkeys(column for its in found.values() for column in its))
+    # In the order of the lines that have most of them.
+    columns = list(dict.fromkeys(column for its in sorted(found.values(), key=len, reverse=True) for column in its))
     lines = [[line, *(its.get(column, "–") for column in columns)] for line, its in found.items()]
     return markdown([", ".join(titled(rows, number) for number in numbers), *columns], lines)
 
