@@ -106,7 +106,7 @@ def _variations_figure(
     shown = []
     for label in labels.unique():
         start = means[(labels == label).nonzero()[0]]
-        for part, std in enumerate(means.std(0)[:NUM_COMPONENTS]):
+        for part, std in enumerate(means.std(0, correction=0)[:NUM_COMPONENTS]):
             z0 = start.repeat(NUM_VARIED, 1)
             z0[:, part] += shifts * std
             paths = decode(z0, times).cpu().numpy()
