@@ -24,6 +24,7 @@ import results
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 from render_tables import REPRODUCED, ROOT
 
 from odebench.config.choices import options_of
@@ -375,6 +376,8 @@ def save(name: str) -> None:
         (PICTURES / name).write_bytes(drawn)
     else:
         drawn.savefig(PICTURES / name, dpi=DPI, bbox_inches="tight", pad_inches=0.08)
+        with Image.open(PICTURES / name) as image:  # 256 colours take half of the space
+            image.convert("RGB").quantize(256).save(PICTURES / name, optimize=True)
 
 
 def main() -> None:

@@ -176,9 +176,9 @@ def published_numbers(names: Iterable[str]) -> str:
     partial, total = counts.pop(PARTIAL, 0), counts.total()
     others = [f"{counts[word]} *{word}*" for word in counts if word != REPRODUCED]
     return (
-        f"Of {total} published numbers, reproduced: **{counts[REPRODUCED]}** (of them numbers of parameters: {sizes});"
-        f" the verdicts on the\nothers are {', '.join(others)}. {partial} more come from trainings shorter"
-        " than the published ones, and decide\nnothing yet."
+        f"Reproduced: **{counts[REPRODUCED]} of {total}** published numbers (numbers of parameters: {sizes}). The"
+        f" verdicts on the\nothers are {', '.join(others)}. {partial} more come from trainings shorter than the"
+        " published ones, and decide\nnothing yet."
     )
 
 

@@ -333,7 +333,7 @@ def test_the_answer_counts_published_numbers_by_verdict(script, monkeypatch):
     ]
     monkeypatch.setattr(tables.results, "read", lambda name: rows)
     text = " ".join(tables.published_numbers(["table1"]).split())
-    assert text.startswith("Of 4 published numbers, reproduced: **2** (of them numbers of parameters: 1); the ")
+    assert text.startswith("Reproduced: **2 of 4** published numbers (numbers of parameters: 1). The verdicts on")
     assert "others are 1 *worse*, 1 *different architecture*. 1 more come from trainings shorter than the" in text
 
 

@@ -43,7 +43,7 @@ def fit(training: TrainingState, settings: Settings, writer: RunWriter | NullRun
     max_seconds = math.inf if trainer.max_minutes is None else 60 * trainer.max_minutes
     writer.write_status("running", step=progress.step, steps=num_steps)
 
-    drawing_s = FIRST_DRAWING_S
+    figures = TrainingFigures()
     num_profiled = trainer.profile if distributed.is_rank_zero() else None
     device = next(task.model.parameters()).device
     with (
@@ -78,10 +78,8 @@ def fit(training: TrainingState, settings: Settings, writer: RunWriter | NullRun
                 progress.finished = last_step or too_stale
             if progress.finished or (rest == 0 and epoch % trainer.measure_every == 0):
                 measure_training_step(training, writer)
-            drawing_due = step * NUM_DRAWINGS // num_steps > (step - 1) * NUM_DRAWINGS // num_steps
-            may_draw = trainer.figures and drawing_s < MAX_DRAWING_SHARE * writer.elapsed_s
-            if drawing_due and may_draw and not progress.finished:
-                drawing_s += draw_figures(training, writer)
+            if trainer.figures and not progress.finished:
+                figures.draw_if_due(training, writer, num_steps)
             # Save after all logging of this step, because a run that is killed later resumes with the next step.
             keep_due = trainer.keep_every is not None and rest == 0 and epoch % trainer.keep_every == 0
             if validation_due or stopping or save_due or keep_due:
@@ -221,21 +219,27 @@ def measure_training_step(training: TrainingState, writer: RunWriter | NullRunWr
     writer.write_step_sizes(solves, progress.step)
 
 
-def draw_figures(training: TrainingState, writer: RunWriter | NullRunWriter) -> float:
-    """Draw the task's figures for TensorBoard, and restore all state. Returns how long it took, in seconds.
+class TrainingFigures:
+    """The task's figures in TensorBoard, as often as the constants above allow."""
 
-    If a solve fails, logs a warning and draws nothing.
-    """
-    task, step, started = training.task, training.progress.step, time.monotonic()
-    try:
-        with restored_state(task), torch.compiler.set_stance("force_eager"):
-            task.model, trained = training.evaluated_model, task.model
-            try:
-                figures = task.figures(animate=False)
-            finally:
-                task.model = trained
-        for name, figure in figures.items():
-            writer.write_figure(name, figure, step, to_folder=False)
-    except Diverged as error:
-        log.warning("figures were not drawn after step %d: %s", step, error)
-    return time.monotonic() - started
+    def __init__(self) -> None:
+        self._seconds = FIRST_DRAWING_S
+
+    def draw_if_due(self, training: TrainingState, writer: RunWriter | NullRunWriter, num_steps: int) -> None:
+        """Draw after the steps that are due, and restore all state. If a solve fails, log a warning instead."""
+        task, step, started = training.task, training.progress.step, time.monotonic()
+        is_due = step * NUM_DRAWINGS // num_steps > (step - 1) * NUM_DRAWINGS // num_steps
+        if not is_due or self._seconds > MAX_DRAWING_SHARE * writer.elapsed_s:
+            return
+        try:
+            with restored_state(task), torch.compiler.set_stance("force_eager"):
+                task.model, trained = training.evaluated_model, task.model
+                try:
+                    figures = task.figures(animate=False)
+                finally:
+                    task.model = trained
+            for name, figure in figures.items():
+                writer.write_figure(name, figure, step, to_folder=False)
+        except Diverged as error:
+            log.warning("figures were not drawn after step %d: %s", step, error)
+        self._seconds += time.monotonic() - started
