@@ -1,7 +1,7 @@
 """The committed measurements: docs/results/NAME.MACHINE.torch-VERSION.csv, one file for each NAME.
 
     python scripts/results.py NAME FILE.csv            store a measurement, replacing the previous one
-    python scripts/results.py NAME FILE.csv --add      keep the rows of the previous one that FILE.csv does not have
+    python scripts/results.py NAME FILE.csv --add      keep the rows and seeds of the previous one that FILE.csv lacks
 
 FILE.csv comes from `odebench reproduce` (reproduction.csv) or `odebench bench` (results.csv). Files of results that do
 not depend on the machine, such as NFE, have only the versions in their name. ``render_tables.py`` makes the tables of
@@ -15,13 +15,16 @@ import os
 import platform
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from odebench.record.manifest import cpu_model
+from odebench.reporting.runs import mean_and_std
 from odebench.reporting.table import csv_text
+from odebench.reproduce.table import measurement_columns, read_measurement
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 OTHERS, BENCH = "other_machines", "bench_"
@@ -80,11 +83,36 @@ def versions(rows: Iterable[dict[str, Any]]) -> list[str]:
     return [f"torch-{'_'.join(found)}"] if found else []
 
 
-def with_rows_of(name: str, rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """The rows of the file with this NAME, replaced by those of the same row and number, with the others added."""
+def with_rows_of(name: str, rows: Sequence[dict[str, str]]) -> list[dict[str, Any]]:
+    """The rows of the file with this NAME, with those of `rows`, whose seeds are added to the ones that are there."""
     new = {(row["row"], row["number"]): row for row in rows}
-    kept = [new.pop((row["row"], row["number"]), row) for row in read(name)]
+    kept = [with_seeds_of(row, new.pop((row["row"], row["number"]), row)) for row in read(name)]
     return [*kept, *new.values()]
+
+
+def with_seeds_of(old: dict[str, str], new: dict[str, str]) -> dict[str, Any]:
+    """The number `new` of a reproduction, over its seeds and the other ones of `old`, if both are of one budget.
+
+    Verdicts are left to ``render_tables.py``.
+    """
+    one, two = read_measurement(old), read_measurement(new)
+    others = one.values.keys() - two.values.keys()
+    if not (others and two.values) or one.share != two.share:
+        return new
+    values = dict(sorted((one.values | two.values).items(), key=lambda pair: int(pair[0])))
+    mean, std = mean_and_std(list(values.values()))
+    std_error, minutes = (
+        (len(others) * float(old[name] or "nan") + len(two.values) * float(new[name] or "nan")) / len(values)
+        for name in ("std_error", "minutes")
+    )
+    return measurement_columns(
+        replace(two, mean=mean, std=std, num_seeds=len(values), values=values, std_error=std_error), lines=[]
+    ) | {
+        "minutes": minutes,
+        "machine": "; ".join(dict.fromkeys(f"{old['machine']}; {new['machine']}".split("; "))),
+        "date": max(old["date"], new["date"]),
+        "command": re.sub(r"\bseed=[\d,]+", f"seed={','.join(values)}", new["command"]),
+    }
 
 
 def link(name: str) -> str:

@@ -451,6 +451,26 @@ def test_rows_of_another_measurement_are_added_to_a_file(tables, tmp_path, monke
     assert [(row["row"], row["ours"]) for row in rows] == [("RNN", "2"), ("latent ODE", "1"), ("last value", "2")]
 
 
+def test_further_seeds_are_added_to_the_seeds_of_a_file(tables, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables.results, "RESULTS", tmp_path)
+    machine = {"machine": "CPU X, threads: 1, torch 2.13.0+cpu", "date": "2026-01-02", "missing": ""}
+    row = {"share": "1.0", "minutes": "4", "command": "odebench reproduce poisson seed=0,1", "std_error": ""} | machine
+    old = reproduced("latent ODE", "test_mse", values="0=1.0 1=3.0") | row
+    tables.results.keep("poisson", [old])
+    new = old | {"values": "1=4.0 2=4.0", "minutes": "1", "machine": "CPU Y, threads: 1, torch 2.13.0+cpu"}
+    new["command"] = "odebench reproduce poisson seed=1,2"
+    (found,) = tables.results.with_rows_of("poisson", [new])
+    assert (found["ours"], found["seeds"], found["values"]) == (3.0, 3, "0=1.0 1=4.0 2=4.0")
+    assert found["spread"] == pytest.approx(3**0.5)
+    assert found["command"] == "odebench reproduce poisson seed=0,1,2"
+    assert found["minutes"] == 2.0
+    assert found["machine"] == "; ".join([machine["machine"], new["machine"]])
+    # Not to those of another budget, nor if they are not known one by one.
+    for other in ({"share": "0.1"}, {"values": ""}):
+        tables.results.keep("poisson", [old | other])
+        assert tables.results.with_rows_of("poisson", [new]) == [new]
+
+
 def test_the_sources_of_a_page_have_days_processors_versions_and_links(tables, tmp_path, monkeypatch):
     results = tables.results
     monkeypatch.setattr(results, "RESULTS", tmp_path / "results")

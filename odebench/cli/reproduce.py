@@ -11,7 +11,7 @@ HELP = """\
 Reproduce a published table or figure: train the runs that are missing, then compare each result with the published
 value and print a verdict. The runs are a sweep in outputs/reproduce/NAME-BUDGET. The same command continues the sweep;
 if it is done, nothing is trained and the results are printed again. budget=full is the published training;
-budget=small, and medium if there is one, are shorter.
+budget=medium, small and tiny, where they exist, are shorter.
 
 Other settings apply to every run, cluster settings to the sweep. seed=0,1,2 gives each row of the table three runs; if
 the run with seed=0 exists, only the other two are trained.

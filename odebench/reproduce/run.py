@@ -112,7 +112,7 @@ def _committed_verdicts(name: str) -> list[str]:
 def _budgets(reproduction: Reproduction) -> list[str]:
     """The names of the budgets, the largest first."""
     names = reproduction.budgets or read_yaml(options("experiment")[_experiments(reproduction)[0]])["budgets"]
-    return sorted(map(str, names))  # full, medium, small
+    return sorted(map(str, names))  # full, medium, small, tiny
 
 
 def _missing_experiment(reproduction: Reproduction, known: Sequence[str] | dict[str, Path]) -> str:

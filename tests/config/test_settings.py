@@ -296,7 +296,7 @@ INVALID = {
     "device=gpu": "device=gpu: must be auto, cpu, cuda or cuda:N, such as cuda:0",
     "device=cuda:x": "device=cuda:x: must be auto, cpu, cuda or cuda:N, such as cuda:0",
     "budget=small": "budget=small: only experiments have budgets; choose one with experiment=NAME",
-    "experiment=paper/mnist_mlp budget=tiny": "unknown budget tiny (budgets: full, small)",
+    "experiment=paper/mnist_mlp budget=short": "unknown budget short (budgets: full, small, tiny)",
     "data.train_limit=10": "data.train_limit=10: must be at least trainer.batch_size=64",
     "extensions=[nothing.here]": "extensions: no module nothing.here; "
     "install its package, or put its folder on PYTHONPATH",

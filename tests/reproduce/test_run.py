@@ -345,7 +345,7 @@ def test_the_list_describes_each_reproduction_and_missing_experiments(capsys, mo
     assert main(["reproduce", "--list"]) == 0
     listed = entries(capsys)
     assert "Figure 4: 28 trainings, budget=full or medium or small measured (medium, " in listed["figure4"]
-    assert "Chen et al. 2018, Table 1: 6 trainings, budget=full or small measured (" in listed["table1"]
+    assert "Chen et al. 2018, Table 1: 6 trainings, budget=full or small or tiny measured (" in listed["table1"]
     assert listed["figure5"].endswith(": 2 tie measured (small, 10 % and 2 %): 2 partial budget")
     assert "(no numbers): 15 trainings, budget=full or small" in listed["gradients"]
     assert "measured" not in listed["gradients"]
