@@ -12,7 +12,7 @@ from odebench.errors import UsageError, unknown_name
 FULL_BUDGET = "full"
 DEFAULT_MARGIN = 0.1
 # Settings that select an evaluation of a run.
-EVALUATION_KEYS = ("solver", "tol", "gradient", "trainer.eval_batch_size")
+EVALUATION_KEYS = ("solver", "tol", "gradient", "gradient.error", "trainer.eval_batch_size")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from odebench.config.schema.quantities import higher_is_better
 from odebench.reporting.figures import OUTPUT_ERROR
 from odebench.reporting.formatting import BACKWARD, FORWARD, MINUTES
-from odebench.reporting.published import NFE_RATIO, training_fraction
+from odebench.reporting.published import NFE_GROWTH, NFE_RATIO, training_fraction
 from odebench.reporting.runs import Row, Run, RunCollection, RunGroup, mean_and_std, number, read_evaluations, read_rows
 from odebench.reporting.table import num_seeds
 from odebench.reproduce import catalogue
@@ -134,6 +134,9 @@ def _values_by_seed(
         elif tag == NFE_RATIO:
             forward = run.value(FORWARD)
             found[seed] = run.value(BACKWARD) / forward if forward else math.nan
+        elif tag == NFE_GROWTH:
+            first = next((row["nfe/forward"] for row in read_rows(run) if row.get("nfe/forward")), math.nan)
+            found[seed] = run.value(FORWARD) / first
         elif tag in run.overview.summary:
             found[seed] = run.value(tag)
     return found
@@ -202,5 +205,7 @@ def _evaluation(run: Run, wanted: Mapping[str, str], expected: set[EvaluationKey
 
 
 def _has_settings(overrides: Sequence[str], wanted: Mapping[str, str]) -> bool:
-    given = dict(override.partition("=")[::2] for override in overrides)
-    return all(key in given and number(given[key]) == number(text) for key, text in wanted.items())
+    """Whether these are the settings of an evaluation; others than those that select one do not matter."""
+    given = (override.partition("=")[::2] for override in overrides)
+    selecting = {key: number(text) for key, text in given if key in catalogue.EVALUATION_KEYS}
+    return selecting == {key: number(text) for key, text in wanted.items()}

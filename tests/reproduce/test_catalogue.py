@@ -8,7 +8,7 @@ from odebench.cli.command import build_parser
 from odebench.config.compose import parse_overrides
 from odebench.record import layout
 from odebench.reporting.figures import FIGURES
-from odebench.reporting.published import NFE_RATIO, read_published
+from odebench.reporting.published import NFE_GROWTH, NFE_RATIO, read_published
 from odebench.reproduce.catalogue import find_reproduction, reproductions
 from odebench.sweep.expand import expand
 from odebench.sweep.validate import validate_jobs
@@ -40,7 +40,7 @@ def test_rows_figures_and_tags_are_valid(name):
         for tag in row.tags:
             assert (
                 layout.is_summary_tag(tag)
-                or tag in ("parameters", NFE_RATIO)
+                or tag in ("parameters", NFE_RATIO, NFE_GROWTH)
                 or (row.evaluation and tag in EVALUATION_TAGS)
             )
     assert set(one.figures) <= set(FIGURES)

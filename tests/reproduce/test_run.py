@@ -126,14 +126,16 @@ def render_figure(name, *_):
 def test_evaluations_run_once_and_fill_their_rows(new_calls, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "render_figure", render_figure)
     assert main(["reproduce", "figure3"]) == 0
-    assert new_calls() == ["train", "eval"]
+    assert new_calls() == ["train", "eval", "eval"]
     assert main(["reproduce", "figure3"]) == 0
     assert new_calls() == []
     folder = tmp_path / "outputs" / "reproduce" / "figure3-full"
     rows = csv_rows(folder)
     assert rows["vode_adams at 1e-3", "output_error"]["ours"] == "0.25"
     assert rows["evaluated, vode_adams at 1e-3", "nfe_ratio"]["ours"] == "0.5"
+    assert rows["evaluated, vode_adams at 1e-3, absolute error", "nfe_ratio"]["ours"] == "0.25"
     assert rows["in training, dopri5", "nfe_ratio"]["ours"] == "0.55"
+    assert rows["in training, dopri5", "nfe_growth"]["ours"] == "1.25"
     assert (folder / "error-tolerance.svg").read_bytes() == b"svg"
     assert not (folder / "nfe-training.svg").exists()
     (run_folder,) = folder.glob("0000_*")
@@ -144,7 +146,7 @@ def test_evaluations_run_once_and_fill_their_rows(new_calls, tmp_path, monkeypat
     assert csv_rows(folder)["vode_adams at 1e-3", "output_error"]["ours"] == ""
     evaluated.unlink()
     assert main(["reproduce", "figure3"]) == 0
-    assert new_calls() == ["eval"]
+    assert new_calls() == ["eval", "eval"]
 
 
 def test_a_row_within_the_time_of_another_has_the_best_validation_in_that_time(

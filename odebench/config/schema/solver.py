@@ -66,6 +66,7 @@ class AdjointGradientSettings(Choice):
     method: str | None
     steps: PositiveInt | None
     norm: Literal["semi", "full"]
+    error: Literal["relative", "absolute"]
 
 
 GRADIENTS: dict[str, type[Any]] = {
