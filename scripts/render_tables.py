@@ -42,6 +42,7 @@ DOCS = ROOT / "docs"
 COMMITTED = ROOT / "odebench" / "reproduce" / "committed.csv"
 
 NLL, MINUTES = "final/test_nll_nats", "final/minutes"
+ABSOLUTE = ", absolute error"  # ends the names of figure3's rows with an absolute error of the adjoint
 # The files that `odebench reproduce` wrote, in the order of the page, and how the page shows each as a table.
 REPRODUCED = {
     "table1": partial(result_table, numbers=("final/test_accuracy", "final/peak_mib", "final/step_ms")),
@@ -124,10 +125,11 @@ def reproduction_pages() -> dict[Path, dict[str, str]]:
         if table := REPRODUCED[page]:
             tables["results"] = table(results.read(page))
         found[DOCS / "reproduced" / f"{page}.md"] = tables
-    found[DOCS / "reproduced" / "figure3.md"]["backward"] = backward_table(
-        results.read("backward"), results.read("figure3")
-    )
-    found[DOCS / "reproduced" / "scope.md"]["cost"] = cost_table(results.read("cnf-cost"))
+    found[DOCS / "reproduced" / "figure3.md"]["backward"] = backward_table(results.read("figure3"))
+    found[DOCS / "reproduced" / "scope.md"] |= {
+        "cost": cost_table(results.read("cnf-cost")),
+        "paths": paths_table(results.read("paths")),
+    }
     found[DOCS / "reproduced" / "table2.md"] |= {
         "spiral_errors": spiral_errors_table(results.read("spiral-errors")),
         "predictions": predictions_table(results.read("spiral-predictions")),
@@ -202,8 +204,23 @@ def predictions_table(rows: list[dict[str, str]]) -> str:
     return markdown(["RMSE (range over seeds)", "n", *ways.values()], lines)
 
 
-def _mean_and_range(values: list[float]) -> str:
-    return f"{statistics.mean(values):.3f} ({min(values):.3f} – {max(values):.3f})" if values else "–"
+def paths_table(rows: list[dict[str, str]]) -> str:
+    """A table of the samples at which paths have crossed, by solver: means and ranges over seeds."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for row in rows:
+        found.setdefault(row["row"], []).append(row)
+    header = ["solver", "NFE", f"crossed, of {rows[0]['samples']} samples", "smallest determinant"]
+    lines = []
+    for name, its in found.items():
+        nfe, crossed, smallest = ([float(row[key]) for row in its] for key in ("nfe", "crossed", "smallest"))
+        lines.append([name, f"{statistics.mean(nfe):.4g}", _mean_and_range(crossed, 0), f"{min(smallest):.2g}"])
+    return markdown(header, lines)
+
+
+def _mean_and_range(values: list[float], digits: int = 3) -> str:
+    if not values or min(values) == max(values):
+        return f"{values[0]:.{digits}f}" if values else "–"
+    return f"{statistics.mean(values):.{digits}f} ({min(values):.{digits}f} – {max(values):.{digits}f})"
 
 
 def tolerance_table(rows: list[dict[str, str]]) -> str:
@@ -218,19 +235,18 @@ def tolerance_table(rows: list[dict[str, str]]) -> str:
     return markdown(header, lines)
 
 
-def backward_table(rows: list[dict[str, str]], relative: list[dict[str, str]]) -> str:
-    """A table of backward NFE divided by forward NFE at every second tolerance.
-
-    rows: measured with an absolute error norm of the adjoint. relative: the rows of figure3, with a relative norm.
-    """
-    ratios = {row["row"]: float(row["ours"]) for row in relative if row["number"] == "nfe_ratio"}
-    found: dict[str, dict[str, str]] = {}
-    for row in rows:
-        solver, tol = row["solver"], row["tol"]
-        absolute = int(row["nfe_backward"]) / int(row["nfe_forward"])
-        found.setdefault(tol, {})[solver] = f"{ratios[f'{solver} at {tol}']:.2f}, {absolute:.2f}"
-    solvers = list(dict.fromkeys(row["solver"] for row in rows))
-    lines = [[tol, *(its[solver] for solver in solvers)] for tol, its in list(found.items())[::2]]
+def backward_table(rows: list[dict[str, str]]) -> str:
+    """A table of backward NFE divided by forward NFE at every second tolerance, by both errors of the adjoint."""
+    ratios = {row["row"]: f"{float(row['ours']):.2f}" for row in rows if row["number"] == "nfe_ratio" and row["ours"]}
+    evaluated = [row.split(" at ") for row in ratios if " at " in row and "," not in row]
+    solvers, tolerances = (list(dict.fromkeys(names)) for names in zip(*evaluated, strict=True))
+    lines = [
+        [
+            tol,
+            *(", ".join(ratios.get(f"{solver} at {tol}{kind}", "–") for kind in ("", ABSOLUTE)) for solver in solvers),
+        ]
+        for tol in tolerances[::2]
+    ]
     return markdown(["tol", *(f"`{solver}`: relative, absolute" for solver in solvers)], lines)
 
 

@@ -5,7 +5,7 @@
 The table asks for the 100 times beyond the window, and a latent ODE answers with the mean over 10 initial states. Here,
 each run is also asked only at times as far apart as its observed points are on average: an RNN takes its own answers as
 input, so that these depend on the times at which it is asked. A latent ODE also answers by the mean initial state of
-its posterior. All rows are written to docs/results/spiral-predictions.*.csv, and means to docs/reproduced/table2.md.
+its posterior. All rows are added to docs/results/spiral-predictions.*.csv, and means to docs/reproduced/table2.md.
 """
 
 import sys
@@ -24,6 +24,7 @@ from odebench.data.spirals import WINDOW
 from odebench.training.trained_run import load_run
 
 NUM_STATES = 10
+NAME, KEYS = "spiral-predictions", ("row", "points", "seed")
 
 
 def row_of(settings: Settings) -> str:
@@ -62,9 +63,12 @@ def measure(path: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, write the CSV file, and render the page."""
+    """Measure, extend the CSV file, and render the page."""
     about = results.machine_here() | results.versions_here()
-    results.keep("spiral-predictions", [measure(Path(path)) | about for path in sys.argv[1:]])
+    measured = [measure(Path(path)) | about for path in sys.argv[1:]]
+    new = {tuple(f"{row[key]}" for key in KEYS): row for row in measured}
+    others = (row for row in results.read(NAME) if tuple(row[key] for key in KEYS) not in new)
+    results.keep(NAME, sorted([*others, *measured], key=lambda row: (row["row"], *(int(row[key]) for key in KEYS[1:]))))
     render_pages()
 
 

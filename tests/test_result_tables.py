@@ -497,10 +497,23 @@ def test_the_table_of_training_steps_has_ratios_of_medians(tables, monkeypatch):
 
 
 def test_the_backward_table_has_both_ratios_at_every_second_tolerance(tables):
-    absolute = [{"solver": "adams", "tol": tol, "nfe_forward": "10", "nfe_backward": "8"} for tol in "123"]
-    relative = [reproduced(f"adams at {tol}", "", ours=tol) | {"number": "nfe_ratio"} for tol in "123"]
-    lines = tables.backward_table(absolute, relative).splitlines()[2:]
-    assert lines == ["| 1 | 1.00, 0.80 |", "| 3 | 3.00, 0.80 |"]
+    names = {
+        f"adams at {tol}{kind}": f"{tol}{half}" for tol in "123" for kind, half in ((tables.ABSOLUTE, ".5"), ("", ""))
+    }
+    rows = [reproduced(name, "", ours=ours) | {"number": "nfe_ratio"} for name, ours in names.items()]
+    lines = tables.backward_table([*rows, rows[0] | {"row": "in training"}]).splitlines()
+    assert lines[0] == "| tol | `adams`: relative, absolute |"
+    assert lines[2:] == ["| 1 | 1.00, 1.50 |", "| 3 | 3.00, 3.50 |"]
+
+
+def test_the_table_of_paths_has_means_and_ranges_over_seeds(tables):
+    measured = [("0", "2", "60", "-0.5"), ("1", "2", "0", "0.25")]
+    rows = [
+        {"row": "euler", "seed": seed, "nfe": nfe, "samples": "512", "crossed": crossed, "smallest": smallest}
+        for seed, nfe, crossed, smallest in measured
+    ]
+    lines = tables.paths_table([*rows, rows[1] | {"row": "dopri5"}]).splitlines()
+    assert lines[2:] == ["| euler | 2 | 30 (0 – 60) | -0.5 |", "| dopri5 | 2 | 0 | 0.25 |"]
 
 
 @pytest.mark.slow

@@ -12,7 +12,14 @@ import numpy as np
 from odebench.data.cache import load_arrays, save_arrays
 from odebench.data.root import data_root
 from odebench.data.series import SeriesData
-from odebench.data.series_loading import Mode, assign_roles, hold_out_series, make_splits, series_from_arrays
+from odebench.data.series_loading import (
+    Mode,
+    assign_roles,
+    hold_out_series,
+    make_splits,
+    series_from_arrays,
+    target_start,
+)
 from odebench.errors import UsageError
 
 NUM_RUNS, NUM_TEST = 10_000, 2_000
@@ -53,7 +60,13 @@ def hopper(
     pool = assign_roles(pool, mode, span)
     splits = make_splits(pool, hold_out_series(order, NUM_TEST, validation, train_limit), observed, random_state)
     split = f"test: the last {NUM_TEST:,} runs, as published; validation: random, random_state {random_state}"
-    return SeriesData(**splits, span=span, channels=CHANNELS, provenance={**provenance, "split": split})
+    return SeriesData(
+        **splits,
+        span=span,
+        target_start=target_start(mode, span),
+        channels=CHANNELS,
+        provenance={**provenance, "split": split},
+    )
 
 
 def load_or_simulate(folder: Path) -> tuple[np.ndarray, dict[str, Any]]:

@@ -3,7 +3,14 @@
 import numpy as np
 
 from odebench.data.series import SeriesData
-from odebench.data.series_loading import Mode, assign_roles, hold_out_series, make_splits, series_from_arrays
+from odebench.data.series_loading import (
+    Mode,
+    assign_roles,
+    hold_out_series,
+    make_splits,
+    series_from_arrays,
+    target_start,
+)
 from odebench.errors import UsageError
 
 NUM_SERIES, NUM_TEST, NUM_TIMES = 1000, 200, 100
@@ -52,6 +59,7 @@ def periodic(
     return SeriesData(
         **splits,
         span=SPAN,
+        target_start=target_start(mode, SPAN),
         channels=("y",),
         provenance={
             "source": "simulated: periodic trajectories after Rubanova, Chen, Duvenaud, arXiv:1907.03907 (2019)",

@@ -15,6 +15,7 @@ from odebench.data.series_loading import (
     scale_values,
     select_series,
     series_from_arrays,
+    target_start,
     value_range,
 )
 from odebench.errors import UsageError
@@ -61,6 +62,7 @@ def physionet2012(
     return SeriesData(
         **splits,
         span=1.0,
+        target_start=target_start(mode, 1.0),
         channels=PARAMETERS if static else PARAMETERS[len(STATIC) :],
         num_classes=2,
         provenance={

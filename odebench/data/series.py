@@ -175,10 +175,11 @@ class SeriesData:
     """A data set of irregular series, split three ways.
 
     span: inputs and targets have times in [0, span]; a known truth may continue beyond. channels: names of the D
-    values. num_classes: labels are 0 to num_classes - 1; 0 if the series have no labels. redraw: a function that draws
-    a new `is_input` of the training series for (seed, epoch); None if the inputs are fixed. rate: the rate of the
-    events; None if it is not known. note: one line for the user, may be empty. provenance: the source, licence and
-    files of the series, how they are split, and under "left_out" how many were dropped for each reason.
+    values. target_start: there are targets from this time on; later times without events are observed to have none.
+    num_classes: labels are 0 to num_classes - 1; 0 if the series have no labels. redraw: a function that draws a new
+    `is_input` of the training series for (seed, epoch); None if the inputs are fixed. rate: the rate of the events;
+    None if it is not known. note: one line for the user, may be empty. provenance: the source, licence and files of the
+    series, how they are split, and under "left_out" how many were dropped for each reason.
     """
 
     train: SeriesSplit
@@ -186,6 +187,7 @@ class SeriesData:
     test: SeriesSplit
     span: float
     channels: tuple[str, ...]
+    target_start: float = 0.0
     num_classes: int = 0
     redraw: Callable[[int, int], Tensor] | None = None
     rate: EventRate | None = None

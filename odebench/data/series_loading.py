@@ -128,8 +128,13 @@ def assign_roles(split: SeriesSplit, mode: Mode, span: float) -> SeriesSplit:
     """
     if mode == "interpolation":
         return split
-    first = split.times < span / 2
+    first = split.times < target_start(mode, span)
     return dataclasses.replace(split, is_input=split.is_input & first, is_target=split.is_target & ~first)
+
+
+def target_start(mode: Mode, span: float) -> float:
+    """The time from which on there are targets."""
+    return span / 2 if mode == "extrapolation" else 0.0
 
 
 def hold_out_series(

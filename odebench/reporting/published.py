@@ -17,8 +17,8 @@ from typing import NamedTuple
 from odebench.reporting.formatting import BACKWARD, FORWARD
 from odebench.reporting.runs import Run, RunCollection, RunGroup
 
-# Tags that run summaries do not have: backward NFE divided by forward NFE of a training step, and forward NFE in the last
-# epoch divided by that of the first record.
+# Tags that run summaries do not have: backward NFE divided by forward NFE of a training step, and forward NFE in the
+# last epoch divided by that of the first record.
 NFE_RATIO, NFE_GROWTH = "nfe_ratio", "nfe_growth"
 
 

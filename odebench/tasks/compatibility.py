@@ -59,7 +59,8 @@ def check_series_model(model: Any, data: SeriesData, settings: Settings) -> None
     has_events = getattr(model, "rates", None) is not None
     if model.noise_std is None and not has_events:
         raise UsageError("model.observations=false: nothing is left to predict; set model.events=true")
-    # The likelihood counts every time without a target event as a time without events.
-    if has_events and any((split.is_input & ~split.is_target).any() for split in data.splits().values()):
-        line = "has input events that are not targets; set data.mode=interpolation, or model.events=false"
-        raise UsageError(f"model.events=true: data={settings.data.name} {line}")
+    # The likelihood counts every time from the first target on without a target event as a time without events.
+    for split in data.splits().values() if has_events else ():
+        if (split.is_input & ~split.is_target & (split.times >= data.target_start)).any():
+            line = "has input events that are not targets between its targets; set model.events=false"
+            raise UsageError(f"model.events=true: data={settings.data.name} {line}")

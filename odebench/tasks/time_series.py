@@ -352,7 +352,12 @@ def _data_properties(data: SeriesData) -> dict[str, Any]:
     train = data.train
     is_used = train.mask & (train.is_input | train.is_target).unsqueeze(1)
     means = train.values.where(is_used, 0).sum(0) / is_used.sum(0).clamp(min=1)
-    return {"num_features": len(data.channels), "span": data.span, "feature_means": means}
+    return {
+        "num_features": len(data.channels),
+        "span": data.span,
+        "target_start": data.target_start,
+        "feature_means": means,
+    }
 
 
 def _columns(channels: tuple[str, ...], ids: Tensor, targets: SeriesBatch, forecast: Forecast) -> dict[str, list[Any]]:

@@ -107,6 +107,7 @@ def test_an_empty_list_of_events_raises():
         ({"rtol": -1.0}, "rtol must not be negative, got -1"),
         ({"atol": "x"}, "atol must be a number, got 'x'"),
         ({"norm": "all"}, "norm must be 'semi' or 'full', got 'all'"),
+        ({"error": "small"}, "error must be 'relative' or 'absolute', got 'small'"),
         ({"steps": 0}, "steps must be positive, got 0"),
     ],
     ids=str,

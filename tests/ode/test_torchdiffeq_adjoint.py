@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchdiffeq_comparison import LIBRARIES, TIMES, Y0, Field, as_state, flat, gradients, largest, run_both
 
-from odebench.ode import odeint, odeint_adjoint, torchdiffeq_api
+from odebench.ode import Adjoint, odeint, odeint_adjoint, solve, torchdiffeq_api
 from odebench.ode.methods import METHODS
 
 
@@ -33,6 +33,28 @@ def test_adjoint_gradients(sign, how):
     assert largest(b[0] - expected) <= max(largest(a[0] - expected) * 1.01, 10 * how.get("rtol", 0) * largest(expected))
     assert b[1] <= a[1]
     assert b[2] <= a[2]
+
+
+@pytest.mark.parametrize("norm", ["full", "semi"])
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+def test_an_absolute_error_of_the_adjoint_is_that_of_the_drop_in(norm, scale):
+    """A small gradient takes fewer evaluations, and more if errors are relative to it."""
+
+    def drop_in(field, y0, t, **how):
+        options = {"adjoint_options": {"norm": "seminorm"}} if norm == "semi" else {}
+        return scale * odeint_adjoint(field, y0, t, method="dopri5", **how, **options)
+
+    def ours(error):
+        mode = Adjoint(norm=norm, error=error)
+        return lambda field, y0, t, **how: scale * solve(field, y0, t, method="dopri5", gradient=mode, **how).y
+
+    field, how = Field(), {"rtol": 1e-6, "atol": 1e-6}
+    expected, *nfe = gradients(drop_in, field, Y0, TIMES, **how)
+    found, *found_nfe = gradients(ours("absolute"), field, Y0, TIMES, **how)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
+    assert found_nfe == nfe
+    if scale < 1:
+        assert gradients(ours("relative"), field, Y0, TIMES, **how)[2] > nfe[1]
 
 
 def gradient_of_times(integrate, **how):

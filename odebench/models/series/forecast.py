@@ -25,7 +25,7 @@ class Forecast:
     latents: [S, B, T, L], the latent states that the values are decoded from.
     logits: [S, B], logits of the series' label.
     log_rates: [S, B, T, E], the log of the rate of each kind of event.
-    expected_events: [S, B], the integral over the whole span of the rates of all kinds together.
+    expected_events: [S, B], the integral of the rates of all kinds together over the part of the span with targets.
     """
 
     values: Tensor | None

@@ -29,6 +29,7 @@ class LatentODE(SeriesModel):
     union of its times. See ``odebench.models.series`` for how the model is called.
 
     num_features, span: the number D of features, and the last time of the data; series start at time 0.
+    target_start: events are predicted from this time on.
     latent_dim: the dimension of the ODE's state. field_units, field_layers, activation: width, number and activation
         of its field's hidden layers.
     augment: the number of further dimensions of the state, which start at 0 (Dupont et al. 2019).
@@ -47,6 +48,7 @@ class LatentODE(SeriesModel):
         self,
         num_features: int,
         span: float,
+        target_start: float,
         latent_dim: int,
         field_units: int,
         field_layers: int,
@@ -64,7 +66,7 @@ class LatentODE(SeriesModel):
         **heads: Any,
     ) -> None:
         super().__init__()
-        self.latent_dim, self.span = latent_dim, span
+        self.latent_dim, self.span, self.target_start = latent_dim, span, target_start
         if encoder != "ode_rnn":
             kind: Literal["tanh", "gru"] = "tanh" if encoder == "rnn" else "gru"
             sizes = (num_features, encoder_width, latent_dim)
@@ -110,17 +112,18 @@ class LatentODE(SeriesModel):
     def solve(self, z0: Tensor, times: Tensor, solve: Solve) -> tuple[Tensor, Tensor | None]:
         """The latent states [S, B, T, L] at times [T] of solutions from z0 [S, B, L] at time 0.
 
-        Also returns the expected number of events over the whole span [S, B]; None for a model without events.
+        Also returns the expected number of events from `target_start` to the end of the span [S, B]; None for a model
+        without events.
         """
         state = append_zero_channels(z0.flatten(0, 1), self._augment)
         if self.velocity is not None:
             state = torch.cat((state, self.velocity(state)), dim=1)
-        ends = [times.new_zeros(1)] if self.rates is None else [times.new_zeros(1), times.new_full((1,), self.span)]
-        grid, index = torch.unique(torch.cat((*ends, times)), return_inverse=True)
+        ends = [0.0] if self.rates is None else [0.0, self.target_start, self.span]
+        grid, index = torch.unique(torch.cat((times.new_tensor(ends), times)), return_inverse=True)
         if self.rates is None:
             states, expected = solve(self.field, state, grid).y, None
         else:
             states, integrals = solve(self.field, (state, *zero_integrals(state, 1)), grid).y
-            expected = integrals[index[1]].unflatten(0, z0.shape[:2])
+            expected = (integrals[index[2]] - integrals[index[1]]).unflatten(0, z0.shape[:2])
         latents = states[index[len(ends) :], :, : self._dim]
         return latents.movedim(0, 1).unflatten(0, z0.shape[:2]), expected

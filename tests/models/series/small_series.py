@@ -12,6 +12,7 @@ EULER = {"encoder_solver": "euler", "encoder_step": 0.02}
 UNITS = {"value_unit": 1.0, "gap_unit": 1.0}
 LATENT = {
     "span": 1.5,
+    "target_start": 0.0,
     "latent_dim": 3,
     **FIELD,
     "augment": 0,

@@ -84,6 +84,11 @@ def test_the_integral_of_a_linear_rate_is_its_closed_form():
     forecast = model(small_batch(), TIMES, SOLVE)
     torch.testing.assert_close(forecast.log_rates[0, 0, :, 0].exp(), 1 + TIMES)
     torch.testing.assert_close(forecast.expected_events, torch.full((1, 4), SPAN + SPAN**2 / 2).double())
+    model.target_start = SPAN / 3  # only events from there on are targets
+    later = model(small_batch(), TIMES, SOLVE)
+    assert torch.equal(later.log_rates, forecast.log_rates)
+    until = SPAN / 3 + SPAN**2 / 18
+    torch.testing.assert_close(later.expected_events, forecast.expected_events - until)
 
 
 @pytest.mark.parametrize("second_order", [False, True])
