@@ -25,7 +25,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
-from render_tables import REPRODUCED, ROOT
+from render_tables import ABSOLUTE, REPRODUCED, ROOT
 
 from odebench.config.choices import options_of
 from odebench.config.compose import compose
@@ -127,32 +127,30 @@ def numbers_of(name: str) -> dict[str, dict[str, float]]:
 
 def figure3() -> Figure:
     """Error and backward NFE against forward NFE of one trained model, one line per solver, with tolerances."""
-    found: dict[str, list[tuple[dict[str, float], str]]] = {}
+    found: dict[str, dict[str, list[tuple[dict[str, float], str]]]] = {"": {}, ABSOLUTE: {}}
     for row, numbers in numbers_of("figure3").items():
-        solver, at, tol = row.partition(" at ")
-        if at and "output_error" in numbers:
-            found.setdefault(solver, []).append((numbers, tolerance_label(tol)))
+        solver, at, tol = row.removesuffix(ABSOLUTE).partition(" at ")
+        if at and "," not in solver and "nfe_forward" in numbers:
+            kind = ABSOLUTE if row.endswith(ABSOLUTE) else ""
+            found[kind].setdefault(solver, []).append((numbers, tolerance_label(tol)))
 
-    def lines(x: str, y: str, names: bool) -> list[Line]:
+    def lines(kind: str, x: str, y: str, names: bool = False) -> list[Line]:
         return [
-            Line(
-                solver,
-                *np.array([(its[x], its[y]) for its, _ in rows]).T,
-                None,
-                [tol for _, tol in rows] if names else (),
-            )
-            for solver, rows in found.items()
+            Line(solver, *np.array([(its[x], its[y]) for its, _ in rows]).T, None, [tol for _, tol in rows] * names)
+            for solver, rows in found[kind].items()
         ]
 
-    error, backward = lines("nfe", "output_error", True), lines("nfe_forward", "nfe_backward", False)
-    ends = np.array([min(line.x.min() for line in backward), max(line.x.max() for line in backward)])
+    error = lines("", "nfe", "output_error", names=True)
+    backward = [lines(kind, "nfe_forward", "nfe_backward") for kind in found]
+    ends = np.array([f(f(line.x) for line in backward[0]) for f in (min, max)])
     references = [
         ReferenceLine("backward = forward", x=ends, y=ends),
         ReferenceLine("published: about half (Chen et al. 2018, Figure 3c)", x=ends, y=ends / 2),
     ]
     panels = [
         Panel("Error against NFE, by tolerance", "NFE of a batch", "relative error of the output", error),
-        Panel("Backward against forward NFE", FORWARD_LABEL, "backward NFE", backward, references),
+        Panel("Adjoint's error relative to gradient", FORWARD_LABEL, "backward NFE", backward[0], references),
+        Panel("Adjoint's error absolute", FORWARD_LABEL, "backward NFE", backward[1], references),
     ]
     return comparison_figure([panel._replace(x_log=True, y_log=True) for panel in panels])
 

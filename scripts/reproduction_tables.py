@@ -299,7 +299,7 @@ def solver_table(rows: Sequence[Row]) -> str:
     found: dict[tuple[str, str], Row] = {}
     for row in rows:
         solver, _, tol = row["row"].partition(" at ")
-        if "," not in solver:
+        if "," not in row["row"]:
             found.setdefault((tol, solver), {})[row["number"]] = row["ours"]
     solvers = list(dict.fromkeys(solver for _, solver in found))
     lines = []
