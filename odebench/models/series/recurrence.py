@@ -197,20 +197,28 @@ def run_cell(
     """
     hidden_states, state_after_last = [], state
     # Read these before the loop: inside it, the host would wait for the device at each time.
-    any_after_last = [] if predict is None else grid.is_after_last.any(0).tolist()
+    columns = torch.stack((grid.is_observed.all(0), grid.is_after_last.any(0))).t().tolist()
     longest_gaps = [math.nan] * grid.times.shape[1]
     if cell.max_gap is not None:
         longest_gaps = grid.times.diff(dim=1, prepend=last.unsqueeze(1)).amax(0).tolist()
-    for k, longest_gap in enumerate(longest_gaps):
-        values, mask, has_input, time = grid.values[:, k], grid.mask[:, k], grid.is_observed[:, k], grid.times[:, k]
+    parts = (part.unbind(1) for part in (grid.times, grid.values, grid.mask, grid.is_observed, grid.is_after_last))
+    for column, longest_gap, time, values, mask, is_observed, is_after_last in zip(
+        columns, longest_gaps, *parts, strict=True
+    ):
+        all_observed, any_after_last = column
         advanced = cell.advance(state, time - last, solve, longest_gap)
         hidden_states.append(advanced[0])
-        if predict is not None and any_after_last[k]:
-            after_last = grid.is_after_last[:, k].unsqueeze(1)
+        if all_observed:
+            last, state = time, cell.update(advanced, values, mask)
+            state_after_last = state
+            continue
+        has_input = is_observed
+        if predict is not None and any_after_last:
+            after_last = is_after_last.unsqueeze(1)
             values = torch.where(after_last, predict(hidden_states[-1]), values)
-            mask, has_input = mask | after_last, has_input | after_last.squeeze(1)
+            mask, has_input = mask | after_last, is_observed | is_after_last
         updated = cell.update(advanced, values, mask)
-        state_after_last = _where(grid.is_observed[:, k], updated, state_after_last)
+        state_after_last = _where(is_observed, updated, state_after_last)
         state = _where(has_input, updated, advanced if cell.continuous_time else state)
         last = time if cell.continuous_time else torch.where(has_input, time, last)
     return RecurrenceOutput(torch.stack(hidden_states, 1), state, state_after_last)
