@@ -10,6 +10,7 @@ from formatting import markdown, scientific
 
 from odebench.reporting.formatting import PARAMETERS, PEAK_MIB, SAVED_MIB, display_scale, format_value
 from odebench.reporting.notes import plural
+from odebench.reporting.published import PublishedValue
 from odebench.reproduce.catalogue import Reproduction, find_reproduction
 from odebench.reproduce.table import RowVerdict, format_interval, judge_again, judge_rows, read_measurement
 from odebench.reproduce.verdicts import (
@@ -37,9 +38,12 @@ INTERVAL_VERDICTS = (REPRODUCED, BETTER, CANNOT_TELL, WORSE)
 def overview_rows(name: str) -> list[Row]:
     """The overview of the file with this NAME: a row for each published value, and one for all comparisons of rows.
 
-    Values of trainings shorter than the published ones share a row if their names differ only in numbers.
+    Values of trainings shorter than the published ones share a row if their names differ only in numbers. The file of a
+    further budget does not repeat the numbers of parameters.
     """
-    rows, lines = results.read(name), judged(name)
+    rows = results.read(name)
+    repeats = PARAMETERS if name != reproduction_of(rows).name else ""
+    lines = [line for line in judged(name) if line.ours.tag != repeats]
     budget = re.search(r"budget=(\w+)", rows[0]["command"])
     share = " and ".join(shares(rows))
     budget_text = ", ".join(filter(None, [budget[1] if budget else "full", share]))
@@ -169,8 +173,15 @@ def count_words(lines: Iterable[RowVerdict]) -> Counter[str]:
 
 
 def published_numbers(names: Iterable[str]) -> str:
-    """A sentence with the number of published numbers, and how many of them have each verdict."""
-    lines = [line for name in names for line in judged(name) if line.published]
+    """A sentence with the number of published numbers, and how many of them have each verdict.
+
+    Of several rows or budgets for one number, the first counts whose training is complete.
+    """
+    by_number: dict[PublishedValue, RowVerdict] = {}
+    for line in (line for name in names for line in judged(name) if line.verdict.word not in NOT_JUDGED):
+        if line.published and by_number.setdefault(line.published, line).verdict.word == PARTIAL:
+            by_number[line.published] = line
+    lines = by_number.values()
     counts = count_words(lines)
     sizes = sum(line.ours.tag == PARAMETERS for line in lines if line.verdict.word == REPRODUCED)
     partial, total = counts.pop(PARTIAL, 0), counts.total()

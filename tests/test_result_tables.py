@@ -335,6 +335,11 @@ def test_the_answer_counts_published_numbers_by_verdict(script, monkeypatch):
     text = " ".join(tables.published_numbers(["table1"]).split())
     assert text.startswith("Reproduced: **2 of 4** published numbers (numbers of parameters: 1). The verdicts on")
     assert "others are 1 *worse*, 1 *different architecture*. 1 more come from trainings shorter than the" in text
+    # A shorter training of a number that is judged does not count.
+    short = reproduced("ResNet", "test_accuracy", ours="0.99", share="0.1")
+    monkeypatch.setattr(tables.results, "read", lambda name: {"table1": rows, "table1-tiny": [short]}[name])
+    for order in (["table1", "table1-tiny"], ["table1-tiny", "table1"]):
+        assert " ".join(tables.published_numbers(order).split()) == text
 
 
 def test_the_overview_has_published_values_with_intervals_and_the_comparisons(script, monkeypatch):
