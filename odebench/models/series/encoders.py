@@ -57,10 +57,9 @@ def last_hidden(recurrent: nn.RNN | nn.GRU, inputs: Tensor, last: Tensor) -> Ten
         return recurrent(inputs)[0][rows, last]
     input_weight, hidden_weight, *biases = recurrent.parameters()
     bias = sum(biases[1:], biases[0]).unsqueeze(1)
-    first, *others = inputs.permute(1, 2, 0).contiguous().unbind()
-    hidden_states = [torch.tanh(torch.addmm(bias, input_weight, first))]
-    for x in others:
-        from_input = torch.addmm(bias, input_weight, x)
+    first, *others = (input_weight @ inputs.permute(1, 2, 0).contiguous() + bias).unbind()
+    hidden_states = [torch.tanh(first)]
+    for from_input in others:
         hidden_states.append(torch.tanh(torch.addmm(from_input, hidden_weight, hidden_states[-1])))
     if bool((last == len(others)).all()):
         return hidden_states[-1].t()
