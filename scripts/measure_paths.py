@@ -26,7 +26,7 @@ from odebench.training.trained_run import load_run
 
 NUM = 512
 SOLVERS: dict[str, dict[str, Any]] = {
-    **{f"euler, {steps} steps": {"method": "euler", "steps": steps} for steps in (1, 2, 4, 8)},
+    **{f"euler, steps: {steps}": {"method": "euler", "steps": steps} for steps in (1, 2, 4, 8)},
     **{f"dopri5, tol {tol}": {"rtol": float(tol), "atol": float(tol)} for tol in ("1e-1", "1e-3", "1e-5")},
 }
 
