@@ -231,11 +231,12 @@ class TimeSeriesTask(Task):
 
     def _dynamics(self) -> LatentDynamics | None:
         """The dynamics of a latent ODE whose state is the latent state alone."""
-        model, solve, decoder = self.model, self.eval_solve, self.model.decoder
+        model, solve = self.model, self.eval_solve
         if not isinstance(model, LatentODE) or not isinstance(model.field, AutonomousField) or solve is None:
             return None
         if model.latent_dim < 2 or model.latent_dim != model.state_dim:
             return None
+        decoder = model.decoder
 
         def decode(z0: Tensor, times: Tensor) -> Tensor:
             return decoder(model.solve(z0.unsqueeze(0), times, solve)[0][0])

@@ -389,6 +389,14 @@ def test_figures_show_series_latent_paths_and_errors(build):
         assert np.ptp(np.diff(line.get_xdata())) < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("model", "data", "expected"),
+    [("baseline", "spirals", {"series", "error"}), ("event_smoothing", "poisson_events", {"rates"})],
+)
+def test_predictions_without_a_network_have_figures_too(build, model, data, expected):
+    assert expected <= set(build(f"model={model}", f"data={data}").figures())
+
+
 def test_figures_show_inputs_and_held_out_points_of_the_first_test_series_for_any_seed(build):
     titles = []
     for seed in (0, 1):
