@@ -1,6 +1,5 @@
 """Run a recurrent cell over a batch of irregular series, each series at its own times."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,7 +58,7 @@ class RecurrentCell(nn.Module, ABC):
     def advance(self, state: State, gap: Tensor, solve: Solve, longest_gap: float) -> State:
         """Return the state at a time ``gap`` [B] after the last observation, before the cell takes in the next one.
 
-        longest_gap: the largest gap if the cell has a ``max_gap``, else NaN.
+        longest_gap: the largest gap.
         """
 
     def update(self, state: State, values: Tensor, mask: Tensor) -> State:
@@ -197,15 +196,13 @@ def run_cell(
     """
     hidden_states, state_after_last = [], state
     # Read these before the loop: inside it, the host would wait for the device at each time.
-    columns = torch.stack((grid.is_observed.all(0), grid.is_after_last.any(0))).t().tolist()
-    longest_gaps = [math.nan] * grid.times.shape[1]
-    if cell.max_gap is not None:
-        longest_gaps = grid.times.diff(dim=1, prepend=last.unsqueeze(1)).amax(0).tolist()
+    longest_gaps = grid.times.diff(dim=1, prepend=last.unsqueeze(1)).amax(0)
+    columns = torch.stack(
+        (longest_gaps, *(x.to(longest_gaps) for x in (grid.is_observed.all(0), grid.is_after_last.any(0))))
+    )
     parts = (part.unbind(1) for part in (grid.times, grid.values, grid.mask, grid.is_observed, grid.is_after_last))
-    for column, longest_gap, time, values, mask, is_observed, is_after_last in zip(
-        columns, longest_gaps, *parts, strict=True
-    ):
-        all_observed, any_after_last = column
+    for column, time, values, mask, is_observed, is_after_last in zip(columns.t().tolist(), *parts, strict=True):
+        longest_gap, all_observed, any_after_last = column
         advanced = cell.advance(state, time - last, solve, longest_gap)
         hidden_states.append(advanced[0])
         if all_observed:
