@@ -239,6 +239,7 @@ class TimeSeriesTask(Task):
         decoder = model.decoder
 
         def decode(z0: Tensor, times: Tensor) -> Tensor:
+            assert decoder is not None
             return decoder(model.solve(z0.unsqueeze(0), times, solve)[0][0])
 
         field = partial(model.field, torch.zeros((), device=self._device))

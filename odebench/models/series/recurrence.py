@@ -197,11 +197,10 @@ def run_cell(
     hidden_states, state_after_last = [], state
     # Read these before the loop: inside it, the host would wait for the device at each time.
     longest_gaps = grid.times.diff(dim=1, prepend=last.unsqueeze(1)).amax(0)
-    columns = torch.stack(
-        (longest_gaps, *(x.to(longest_gaps) for x in (grid.is_observed.all(0), grid.is_after_last.any(0))))
-    )
+    roles = grid.is_observed.all(0), grid.is_after_last.any(0)
+    columns = torch.stack((longest_gaps, *(role.to(longest_gaps) for role in roles)), 1).tolist()
     parts = (part.unbind(1) for part in (grid.times, grid.values, grid.mask, grid.is_observed, grid.is_after_last))
-    for column, time, values, mask, is_observed, is_after_last in zip(columns.t().tolist(), *parts, strict=True):
+    for column, time, values, mask, is_observed, is_after_last in zip(columns, *parts, strict=True):
         longest_gap, all_observed, any_after_last = column
         advanced = cell.advance(state, time - last, solve, longest_gap)
         hidden_states.append(advanced[0])
