@@ -1,7 +1,8 @@
 """Verdicts on results by 95 % intervals: against a published value, and of one row against another.
 
 An interval is over seeds (Student's t), over test samples (Wilson's for an accuracy, else by the standard error of a
-mean), or over both, with the half-widths added in quadrature.
+mean), or over both, with the half-widths added in quadrature. An RMSE or MSE is positive and often skewed: its
+intervals are those of its logarithm, and a difference is that of logarithms.
 """
 
 import math
@@ -21,6 +22,7 @@ MAX_SEEDS = 1000
 # Quantities that depend neither on the seed nor on the training.
 EXACT_TAGS = (PARAMETERS, PEAK_MIB, SAVED_MIB)
 CHANCE_AUC = 0.5
+SMALLEST_ERROR = 1e-300  # an error of 0 has no logarithm
 
 REPRODUCED, BETTER, WORSE, TIE = "reproduced", "better", "worse", "tie"
 CANNOT_TELL, PARTIAL, OTHER_NETWORK = "cannot tell", "partial budget", "different architecture"
@@ -77,19 +79,50 @@ class Measurement:
         return is_partial_budget(self.share) and self.tag not in EXACT_TAGS
 
     @property
-    def interval(self) -> Interval:
-        """The 95 % interval."""
+    def is_error(self) -> bool:
+        """Whether intervals are those of the logarithm."""
+        return re.search(r"(mse|_error)(_|$)", self.tag) is not None
+
+    def to_scale(self, value: float) -> float:
+        """A value on the scale on which intervals are symmetric."""
+        return math.log(max(value, SMALLEST_ERROR)) if self.is_error else value
+
+    @property
+    def scaled_values(self) -> dict[str, float]:
+        """Seed -> value, on that scale."""
+        return {seed: self.to_scale(value) for seed, value in self.values.items()}
+
+    @property
+    def scaled(self) -> tuple[float, float]:
+        """Mean and standard deviation over seeds, on that scale; those of a log-normal if the seeds are not known."""
+        if not self.is_error:
+            return self.mean, self.std
+        if self.values:
+            return mean_and_std(list(self.scaled_values.values()))
+        variance = math.log1p((self.std / max(self.mean, SMALLEST_ERROR)) ** 2)
+        return self.to_scale(self.mean) - (variance if math.isfinite(variance) else 0.0) / 2, math.sqrt(variance)
+
+    @property
+    def scaled_interval(self) -> Interval:
+        """The 95 % interval on that scale."""
         if self.tag in EXACT_TAGS:
             return Interval(self.mean, self.mean)
-        over_seeds = t_half_width(self.std, self.num_seeds)
+        centre, std = self.scaled
+        over_seeds = t_half_width(std, self.num_seeds)
         widths = [_in_quadrature([over_seeds, width]) for width in self.test_widths]
-        return Interval(self.mean - widths[0], self.mean + widths[1])
+        return Interval(centre - widths[0], centre + widths[1])
+
+    @property
+    def interval(self) -> Interval:
+        """The 95 % interval."""
+        return Interval(*map(math.exp, self.scaled_interval)) if self.is_error else self.scaled_interval
 
     @property
     def test_widths(self) -> tuple[float, float]:
-        """Widths of the interval over test samples, below and above the mean; NaN if unknown."""
+        """Widths of the scaled interval over test samples, below and above the mean; NaN if unknown."""
         if not self.samples:
-            return Z * self.std_error, Z * self.std_error
+            width = Z * self.std_error / (max(self.mean, SMALLEST_ERROR) if self.is_error else 1.0)
+            return width, width
         from scipy.stats import binomtest  # takes seconds to import
 
         wilson = binomtest(round(self.mean * self.samples), self.samples).proportion_ci(CONFIDENCE, method="wilson")
@@ -127,22 +160,25 @@ def judge_published(ours: Measurement, published: PublishedValue, margin: float)
         return Verdict(OTHER_MACHINE)
     if tag == PARAMETERS:
         return _judge_parameters(mean, published)
-    how, interval, allowed = describe_deviation(tag, mean, value), ours.interval, absolute_margin(tag, margin, value)
+    how, interval, scaled_value = describe_deviation(tag, mean, value), ours.scaled_interval, ours.to_scale(value)
+    allowed = _scaled_margin(ours, margin, value)
     seeds = f"{ours.num_seeds} seeds" if ours.num_seeds > 1 else "one seed"
     if ours.is_partial:
         verdict = Verdict(PARTIAL, f"{format_percent(ours.share or 0.0)} of the published training, {how}")
     elif not math.isfinite(interval.half_width):
         verdict = Verdict(CANNOT_TELL, f"{how}, {seeds}")
-    elif not interval.low <= value <= interval.high:
-        verdict = Verdict(WORSE if deviation(tag, mean, value) > 0 else BETTER, f"{how}, {seeds}")
+    elif not interval.low <= scaled_value <= interval.high:
+        is_larger = scaled_value < interval.low
+        verdict = Verdict(BETTER if is_larger == larger_is_better(tag) else WORSE, f"{how}, {seeds}")
     elif interval.half_width <= allowed:
         verdict = Verdict(REPRODUCED, f"{how}, {seeds}")
     else:
+        centre, std = ours.scaled
 
         def half_width(num: int) -> float:
-            return _in_quadrature([t_half_width(ours.std, num), *ours.test_widths[:1]])
+            return _in_quadrature([t_half_width(std, num), *ours.test_widths[:1]])
 
-        needed = _seeds_that_tell(ours.num_seeds, half_width, max(allowed, abs(mean - value)))
+        needed = _seeds_that_tell(ours.num_seeds, half_width, max(allowed, abs(centre - scaled_value)))
         verdict = Verdict(CANNOT_TELL, f"{how}, {needed}")
     return verdict._replace(text=", ".join(filter(None, [verdict.text, ours.missing])))
 
@@ -174,47 +210,54 @@ def judge_pair(ours: Measurement, other: Measurement, margin: float, published_r
         shares = [format_percent(one.share) for one in (ours, other) if one.share is not None]
         trainings = f"{' and '.join(shares)} of the published training{'s' * (len(shares) > 1)}"
         return Verdict(PARTIAL, ", ".join([trainings, *notes]))
-    gap, allowed = ours.mean - other.mean, absolute_margin(ours.tag, margin, other.mean)
+    gap, allowed = ours.scaled[0] - other.scaled[0], _scaled_margin(ours, margin, other.mean)
     error = _difference_error(ours, other)
-    half = error.half_width(error.num_seeds)
-    if abs(gap) > half:
+    if abs(gap) > error.half_width:
         word, how = BETTER if (gap > 0) == larger_is_better(ours.tag) else WORSE, error.how
-    elif half <= allowed:
+    elif error.half_width <= allowed:
         word, how = TIE, error.how
+    elif math.isfinite(error.half_width):
+        word, how = CANNOT_TELL, _seeds_that_tell(error.num_seeds, error.half_width_of, max(allowed, abs(gap)))
     else:
-        needed = _seeds_that_tell(error.num_seeds, error.half_width, max(allowed, abs(gap)))
-        word, how = CANNOT_TELL, needed if math.isfinite(half) else "one seed"
+        word, how = CANNOT_TELL, "one seed"
     return Verdict(word, ", ".join(filter(None, [*notes, how])))
 
 
 class _DifferenceError(NamedTuple):
-    """The error of a difference of two rows. half_width: number of seeds -> half-width of the interval."""
+    """The error of a scaled difference of two rows.
+
+    num_seeds: the larger number of seeds. half_width: that of the interval. half_width_of: the same for a number of
+    seeds of both rows.
+    """
 
     num_seeds: int
-    half_width: Callable[[int], float]
+    half_width: float
     how: str
+    half_width_of: Callable[[int], float] = lambda _: math.nan
 
 
 def _difference_error(ours: Measurement, other: Measurement) -> _DifferenceError:
     """The error of the difference: paired by seed if both have the same seeds, else Welch's, else over test samples."""
     if ours.tag in EXACT_TAGS:
-        return _DifferenceError(1, lambda _: 0.0, "")
-    common = sorted(ours.values.keys() & other.values.keys())
-    if len(common) > 1:
-        _, std = mean_and_std([ours.values[seed] - other.values[seed] for seed in common])
-        return _DifferenceError(len(common), lambda num: t_half_width(std, num), f"paired by {len(common)} seeds")
-    num_seeds = min(ours.num_seeds, other.num_seeds)
-    if num_seeds > 1:
-        return _DifferenceError(num_seeds, lambda num: _welch(ours, other, num), f"{num_seeds} seeds each")
-    half = math.hypot(ours.interval.half_width, other.interval.half_width)
-    return _DifferenceError(1, lambda _: half, "one seed each, over test samples")
+        return _DifferenceError(1, 0.0, "")
+    values, others, counts = ours.scaled_values, other.scaled_values, [ours.num_seeds, other.num_seeds]
+    if len(values) > 1 and values.keys() == others.keys():
+        _, std = mean_and_std([value - others[seed] for seed, value in values.items()])
+        half = t_half_width(std, len(values))
+        return _DifferenceError(counts[0], half, f"paired by {len(values)} seeds", lambda num: t_half_width(std, num))
+    if min(counts) > 1:
+        stds = [ours.scaled[1], other.scaled[1]]
+        seeds = f"{counts[0]} seeds each" if counts[0] == counts[1] else f"{counts[0]} and {counts[1]} seeds"
+        return _DifferenceError(max(counts), _welch(stds, counts), seeds, lambda num: _welch(stds, [num, num]))
+    half = math.hypot(ours.scaled_interval.half_width, other.scaled_interval.half_width)
+    return _DifferenceError(1, half, "one seed each, over test samples")
 
 
-def _welch(ours: Measurement, other: Measurement, num: int) -> float:
-    """Half-width of Welch's interval of a difference of means over `num` seeds each."""
-    squares = [one.std**2 / num for one in (ours, other)]
-    total, parts = sum(squares), sum(square**2 for square in squares)
-    return _t_quantile((num - 1) * total**2 / parts) * math.sqrt(total) if parts else 0.0
+def _welch(stds: Sequence[float], counts: Sequence[int]) -> float:
+    """Half-width of Welch's interval of a difference of two means; stds, counts: of the values of each."""
+    squares = [std**2 / count for std, count in zip(stds, counts, strict=True)]
+    parts = sum(square**2 / (count - 1) for square, count in zip(squares, counts, strict=True))
+    return _t_quantile(sum(squares) ** 2 / parts) * math.sqrt(sum(squares)) if parts else 0.0
 
 
 def _seeds_that_tell(num_seeds: int, half_width: Callable[[int], float], wanted: float) -> str:
@@ -236,6 +279,11 @@ def absolute_margin(tag: str, margin: float, reference: float) -> float:
     For nats, `margin` is absolute; for the rest, relative to `scale`.
     """
     return margin if tag.endswith("_nats") else margin * scale(tag, reference)
+
+
+def _scaled_margin(ours: Measurement, margin: float, reference: float) -> float:
+    """The margin on the scale of intervals."""
+    return math.log1p(margin) if ours.is_error else absolute_margin(ours.tag, margin, reference)
 
 
 def scale(tag: str, reference: float) -> float:

@@ -29,8 +29,21 @@ def word(ours, value, margin=0.1):
 
 def test_the_interval_over_seeds_is_that_of_scipy():
     expected = stats.t.interval(0.95, 3, loc=np.mean(SEEDS), scale=stats.sem(SEEDS))
-    assert measured(RMSE, SEEDS).interval == pytest.approx(expected)
+    assert measured(NLL, SEEDS).interval == pytest.approx(expected)
     assert not math.isfinite(measured(RMSE, SEEDS[:1]).interval.half_width)
+
+
+def test_the_interval_of_an_error_is_that_of_its_logarithm():
+    for tag in (RMSE, "final/test_mse", "final/test_mse_per_feature", "final/test_rate_rmse", "output_error"):
+        logs = np.log(SEEDS)
+        expected = np.exp(stats.t.interval(0.95, 3, loc=logs.mean(), scale=stats.sem(logs)))
+        assert measured(tag, SEEDS).interval == pytest.approx(tuple(expected))
+    assert 0 < measured(RMSE, [1.3, 0.5, 0.2]).interval.low < 0.2
+    known = measured(RMSE, SEEDS)
+    only_mean = Measurement("ours", RMSE, known.mean, known.std, known.num_seeds)
+    assert tuple(only_mean.interval) == pytest.approx(tuple(known.interval), rel=0.01)
+    assert tuple(measured(RMSE, [0.3], std_error=0.003).interval) == pytest.approx((0.2942, 0.3059), rel=1e-3)
+    assert measured(RMSE, [0.0, 0.0]).interval.low >= 0
 
 
 def test_the_interval_over_test_samples_is_wilsons_or_of_the_mean():
@@ -46,13 +59,16 @@ def test_the_interval_over_test_samples_is_wilsons_or_of_the_mean():
 
 
 def test_a_narrow_interval_with_the_published_value_reproduces_it_and_a_wide_one_cannot_tell():
-    ours = measured(RMSE, SEEDS)
-    half = ours.interval.half_width
-    assert word(ours, 0.22, margin=1.01 * half / 0.22) == "reproduced"
-    assert word(ours, 0.22, margin=0.99 * half / 0.22) == "cannot tell"
-    assert word(ours, ours.mean - 1.01 * half) == "worse"
-    assert word(ours, ours.mean + 1.01 * half) == "better"
-    assert word(measured(ACCURACY, SEEDS), ours.mean - 1.01 * half) == "better"
+    ours, accuracy = measured(RMSE, SEEDS), measured(ACCURACY, SEEDS)
+    half = math.log(ours.interval.high / ours.interval.low) / 2
+    assert word(ours, 0.22, margin=math.exp(1.01 * half) - 1) == "reproduced"
+    assert word(ours, 0.22, margin=math.exp(0.99 * half) - 1) == "cannot tell"
+    assert word(ours, 0.99 * ours.interval.low) == "worse"
+    assert word(ours, 1.01 * ours.interval.high) == "better"
+    assert word(accuracy, 0.99 * accuracy.interval.low) == "better"
+    half = accuracy.interval.half_width
+    assert word(accuracy, 0.22, margin=1.01 * half / 0.78) == "reproduced"
+    assert word(accuracy, 0.22, margin=0.99 * half / 0.78) == "cannot tell"
     assert word(measured(RMSE, SEEDS[:1]), 0.21) == "cannot tell"
     assert word(measured(RMSE, [math.nan, 0.2]), 0.21) == "not measured"
     assert word(measured("final/minutes", SEEDS), 6.0) == "another machine"
@@ -60,14 +76,14 @@ def test_a_narrow_interval_with_the_published_value_reproduces_it_and_a_wide_one
 
 def test_the_seeds_that_would_tell_make_the_interval_narrow_enough():
     text = judge_published(measured(RMSE, SEEDS), published(0.22), margin=0.05).text
-    assert text == "1.1 % better, 4 seeds, about 19 would tell"
-    std = np.std(SEEDS, ddof=1)
-    halves = [stats.t.ppf(0.975, num - 1) * std / math.sqrt(num) for num in (18, 19)]
-    assert halves[0] > 0.05 * 0.22 >= halves[1]
+    assert text == "1.1 % better, 4 seeds, about 20 would tell"
+    std = np.std(np.log(SEEDS), ddof=1)
+    halves = [stats.t.ppf(0.975, num - 1) * std / math.sqrt(num) for num in (19, 20)]
+    assert halves[0] > math.log(1.05) >= halves[1]
     # A distant value is decided by fewer seeds than the margin needs.
-    assert "about 6 would" in judge_published(measured(RMSE, SEEDS), published(0.19), margin=0.01).text
+    assert "about 5 would" in judge_published(measured(RMSE, SEEDS), published(0.19), margin=0.01).text
     wide = measured(RMSE, [0.1, 5.0])
-    assert "more than 1,000 would tell" in judge_published(wide, published(2.5), margin=0.001).text
+    assert "more than 1,000 would tell" in judge_published(wide, published(0.707), margin=0.001).text
 
 
 def test_a_shorter_training_is_never_judged():
@@ -133,21 +149,23 @@ def test_percentages_have_two_digits():
 def test_rows_with_the_same_seeds_are_compared_pair_by_pair():
     # The spread over seeds hides the difference, except within pairs.
     ours = measured(RMSE, [1.0, 2.0, 3.0])
-    other = measured(RMSE, [1.12, 2.1, 3.11], row="the RNN")
+    other = measured(RMSE, [1.05, 2.12, 3.21], row="the RNN")
     verdict = judge_pair(ours, other, margin=0.1)
-    assert str(verdict) == "better: 2 against 2.11 of the RNN, paired by 3 seeds"
+    assert str(verdict) == "better: 2 against 2.127 of the RNN, paired by 3 seeds"
     assert judge_pair(other, ours, margin=0.1).word == "worse"
     unpaired = Measurement("the RNN", RMSE, other.mean, other.std, 3)
     assert judge_pair(ours, unpaired, margin=0.1).word == "cannot tell"
-    interval = stats.ttest_rel([*ours.values.values()], [*other.values.values()]).confidence_interval()
+    interval = stats.ttest_rel(*(np.log([*one.values.values()]) for one in (ours, other))).confidence_interval()
     assert interval.high < 0
+    # A further seed of one row makes the rows unpaired.
+    assert judge_pair(measured(RMSE, [1.0, 2.0, 3.0, 2.0]), other, margin=0.1).text.endswith(", 4 seeds, about 225 would tell")
 
 
 def test_rows_of_other_seeds_are_compared_as_by_welch():
     rng = np.random.default_rng(0)
     for _ in range(20):
-        values = [rng.normal(mean, std, 4) for mean, std in ((1.0, 0.1), (1.3, 0.3))]
-        rows = [Measurement("a", RMSE, x.mean(), x.std(ddof=1), 4) for x in values]
+        values = [rng.normal(mean, std, num) for mean, std, num in ((1.0, 0.1, 4), (1.3, 0.3, 6))]
+        rows = [Measurement("a", NLL, x.mean(), x.std(ddof=1), len(x)) for x in values]
         expected = stats.ttest_ind(*values, equal_var=False).pvalue
         assert (judge_pair(*rows, margin=0.0).word == "better") == (
             expected < 0.05 and values[0].mean() < values[1].mean()
@@ -186,6 +204,6 @@ def test_a_measurement_is_read_back_from_the_columns_of_its_file():
 
 
 def test_an_interval_has_two_digits_of_its_half_width():
-    assert format_interval(measured(RMSE, SEEDS)) == "0.182 to 0.253"
+    assert format_interval(measured(RMSE, SEEDS)) == "0.184 to 0.255"
     assert format_interval(measured(ACCURACY, [0.996], samples=10_000)) == "99.46 to 99.71"
     assert format_interval(measured(RMSE, [0.1])) == "-"
