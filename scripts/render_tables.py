@@ -10,7 +10,7 @@ most important ones.
 
 import re
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -59,7 +59,7 @@ REPRODUCED = {
     "table2": partial(pivot_table, numbers=["final/test_rmse_extrapolation"], separator=", "),
     "poisson": partial(result_table, numbers=("final/test_rate_rmse", "final/test_constant_rate_rmse")),
     "hopper": partial(pivot_table, numbers=["final/test_mse"], separator=", ", swapped=True),
-    "physionet": partial(result_table, numbers=["final/test_mse_per_feature"]),
+    "physionet": partial(result_table, numbers=["final/test_mse_per_feature", "final/test_mse", "final/test_auc"]),
     "memory-growth": growth_table,
     "scope": partial(result_table, numbers=("nfe", "nfe_forward", "nfe_backward", "return_error", "gradient_error")),
     "cnf-cost": None,
@@ -138,13 +138,18 @@ def reproduction_pages() -> dict[Path, dict[str, str]]:
     found[DOCS / "reproduced" / "figure3.md"]["backward"] = backward_table(results.read("figure3"))
     found[DOCS / "reproduced" / "scope.md"] |= {
         "cost": cost_table(results.read("cnf-cost")),
-        "paths": paths_table(results.read("paths")),
+        "paths": with_file("paths", paths_table),
     }
     found[DOCS / "reproduced" / "table2.md"] |= {
-        "spiral_errors": spiral_errors_table(results.read("spiral-errors")),
-        "predictions": predictions_table(results.read("spiral-predictions")),
+        "spiral_errors": with_file("spiral-errors", spiral_errors_table),
+        "predictions": with_file("spiral-predictions", predictions_table),
     }
     return found
+
+
+def with_file(name: str, table: Callable[[list[dict[str, str]]], str]) -> str:
+    """The table of the file with this NAME, and a link to it for a page in docs/reproduced."""
+    return f"{table(results.read(name))}\n\n[All values](../results/{results.path_of(name).name})."
 
 
 def listed_results() -> str:
@@ -210,8 +215,8 @@ def predictions_table(rows: list[dict[str, str]]) -> str:
     lines = []
     for (name, points), its in found.items():
         cells = [_mean_and_range([float(row[way]) for row in its if row[way]]) for way in ways]
-        lines.append([f"{name}, {points} points", its[0]["spacing"], *cells])
-    return markdown(["RMSE (range over seeds)", "n", *ways.values()], lines)
+        lines.append([f"{name}, {points} points", f"{len(its)}", its[0]["spacing"], *cells])
+    return markdown(["RMSE (range over seeds)", "seeds", "n", *ways.values()], lines)
 
 
 def paths_table(rows: list[dict[str, str]]) -> str:
@@ -224,7 +229,10 @@ def paths_table(rows: list[dict[str, str]]) -> str:
     for name, its in found.items():
         nfe, crossed, smallest = ([float(row[key]) for row in its] for key in ("nfe", "crossed", "smallest"))
         lines.append([name, f"{statistics.mean(nfe):.4g}", _mean_and_range(crossed, 0), f"{min(smallest):.2g}"])
-    return markdown(header, lines)
+    most = 100 * (1 - 0.05 ** (1 / int(rows[0]["samples"])))
+    return (
+        f"{markdown(header, lines)}\n\nNone of {rows[0]['samples']}: at 95 %, fewer than {most:.1f} % of all samples."
+    )
 
 
 def _mean_and_range(values: list[float], digits: int = 3) -> str:

@@ -1,6 +1,5 @@
 """Tables of the pages with results of `odebench reproduce`."""
 
-import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +10,7 @@ from formatting import markdown, scientific
 from odebench.reporting.formatting import PARAMETERS, PEAK_MIB, SAVED_MIB, display_scale, format_value
 from odebench.reporting.notes import plural
 from odebench.reporting.published import PublishedValue
-from odebench.reproduce.catalogue import Reproduction, find_reproduction
+from odebench.reproduce.catalogue import CONSTANTS, Reproduction, find_reproduction
 from odebench.reproduce.table import RowVerdict, format_interval, judge_again, judge_rows, read_measurement
 from odebench.reproduce.verdicts import (
     BETTER,
@@ -36,7 +35,7 @@ INTERVAL_VERDICTS = (REPRODUCED, BETTER, CANNOT_TELL, WORSE)
 
 
 def overview_rows(name: str) -> list[Row]:
-    """The overview of the file with this NAME: a row for each published value, and one for all comparisons of rows.
+    """The overview of the file with this NAME: a row for each published value, and one for each kind of comparison.
 
     Values of trainings shorter than the published ones share a row if their names differ only in numbers. The file of a
     further budget does not repeat the numbers of parameters.
@@ -54,14 +53,24 @@ def overview_rows(name: str) -> list[Row]:
             stem = re.sub(r"\d+", "", line.ours.row) if line.verdict.word == PARTIAL else line.ours.row
             groups.setdefault(f"{stem} {line.ours.tag}", []).append(line)
     found = [common | _values_row(group) | {"counts": _counts(group)} for group in groups.values()]
-    pairs = [line for line in lines if line.other]
-    if counts := _counts(pairs):
-        number = plural(count_words(pairs).total(), "comparison") + " of two rows"
-        seeds = str(max(line.ours.num_seeds for line in pairs))
-        found.append(
-            common
-            | {"number": number, "seeds": seeds, "published": "", "ours": "", "verdict": counts, "counts": counts}
-        )
+    constants = {row.name for row in reproduction_of(rows).rows if f"experiment={CONSTANTS}" in row.job}
+    kinds = ("that the paper makes", "of two rows", "with constant predictions")
+    pairs: dict[str, list[RowVerdict]] = {kind: [] for kind in kinds}
+    for line in (line for line in lines if line.other and line.verdict.word not in NOT_JUDGED):
+        is_published = "(published " in line.verdict.text  # the ratio of two published values
+        pairs[kinds[2 if line.other in constants else 0 if is_published else 1]].append(line)
+    for kind, its in pairs.items():
+        if counts := _counts(its):
+            seeds = " to ".join(
+                f"{one}" for one in sorted({f(line.ours.num_seeds for line in its) for f in (min, max)})
+            )
+            columns = {
+                "number": f"{plural(len(its), 'comparison')} {kind}",
+                "seeds": seeds,
+                "published": "",
+                "ours": "",
+            }
+            found.append(common | columns | {"verdict": counts, "counts": counts})
     return found
 
 
@@ -133,15 +142,23 @@ def own_settings(names: Iterable[str]) -> str:
 
 def missed_by_chance(names: Iterable[str]) -> str:
     """A sentence with the number of intervals that should miss a published value by chance, and of those that do."""
-    lines = [line for name in names for line in judged(name) if line.published]
-    full = [line for line in lines if line.ours.tag not in EXACT_TAGS and line.verdict.word in INTERVAL_VERDICTS
-            and math.isfinite(line.ours.interval.half_width)]  # fmt: skip
+    lines = [line for line in first_verdicts(names) if line.ours.tag not in EXACT_TAGS]
+    full = [line for line in lines if line.verdict.word in INTERVAL_VERDICTS and line.ours.interval.half_width >= 0]
     missed = sum(line.verdict.word in (BETTER, WORSE) for line in full)
     return (
         f"Of the {len(full)} intervals of complete trainings, {0.05 * len(full):.1f} should miss the published value by"
         f" chance even if each were\nreproduced exactly; {missed} do. The published values have errors of their own,"
         " which the papers do not give."
     )
+
+
+def first_verdicts(names: Iterable[str]) -> list[RowVerdict]:
+    """The verdict on each published number: of its rows and budgets, the first one whose training is complete."""
+    by_number: dict[PublishedValue, RowVerdict] = {}
+    for line in (line for name in names for line in judged(name) if line.verdict.word not in NOT_JUDGED):
+        if line.published and by_number.setdefault(line.published, line).verdict.word == PARTIAL:
+            by_number[line.published] = line
+    return list(by_number.values())
 
 
 def reproduction_of(rows: Sequence[Row]) -> Reproduction:
@@ -173,23 +190,20 @@ def count_words(lines: Iterable[RowVerdict]) -> Counter[str]:
 
 
 def published_numbers(names: Iterable[str]) -> str:
-    """A sentence with the number of published numbers, and how many of them have each verdict.
-
-    Of several rows or budgets for one number, the first counts whose training is complete.
-    """
-    by_number: dict[PublishedValue, RowVerdict] = {}
-    for line in (line for name in names for line in judged(name) if line.verdict.word not in NOT_JUDGED):
-        if line.published and by_number.setdefault(line.published, line).verdict.word == PARTIAL:
-            by_number[line.published] = line
-    lines = by_number.values()
-    counts = count_words(lines)
-    sizes = sum(line.ours.tag == PARAMETERS for line in lines if line.verdict.word == REPRODUCED)
-    partial, total = counts.pop(PARTIAL, 0), counts.total()
-    others = [f"{counts[word]} *{word}*" for word in counts if word != REPRODUCED]
+    """How many published results and numbers of parameters have each verdict."""
+    lines = first_verdicts(names)
+    results_of, sizes = [], []
+    for line in lines:
+        (sizes if line.ours.tag == PARAMETERS else results_of).append(line)
+    counts, agree = count_words(results_of), count_words(sizes)[REPRODUCED]
+    partial, reproduced = counts.pop(PARTIAL, 0), counts.pop(REPRODUCED, 0)
+    others = ", ".join(f"{number} *{word}*" for word, number in counts.items()) or "none"
+    recalled = sum(line.published is not None and line.published.recalled for line in lines)
     return (
-        f"Reproduced: **{counts[REPRODUCED]} of {total}** published numbers (numbers of parameters: {sizes}). The"
-        f" verdicts on the\nothers are {', '.join(others)}. {partial} more come from trainings shorter than the"
-        " published ones, and decide\nnothing yet."
+        f"Reproduced: **{reproduced} of {reproduced + counts.total()}** published results that were trained in full;"
+        f" the others are {others}. {partial} more come from\nshorter trainings and decide nothing yet. Of"
+        f" {len(sizes)} numbers of parameters {agree} agree{'s' * (agree == 1)}. {recalled} of all these published"
+        " numbers are recalled\\*, not read again."
     )
 
 

@@ -93,7 +93,8 @@ def with_rows_of(name: str, rows: Sequence[dict[str, str]]) -> list[dict[str, An
 def with_seeds_of(old: dict[str, str], new: dict[str, str]) -> dict[str, Any]:
     """The number `new` of a reproduction, over its seeds and the other ones of `old`, if both are of one budget.
 
-    Verdicts are left to ``render_tables.py``.
+    Where the values of the old seeds are not known, the new ones replace them. Verdicts are left to
+    ``render_tables.py``.
     """
     one, two = read_measurement(old), read_measurement(new)
     others = one.values.keys() - two.values.keys()

@@ -333,8 +333,12 @@ def test_the_answer_counts_published_numbers_by_verdict(script, monkeypatch):
     ]
     monkeypatch.setattr(tables.results, "read", lambda name: rows)
     text = " ".join(tables.published_numbers(["table1"]).split())
-    assert text.startswith("Reproduced: **2 of 4** published numbers (numbers of parameters: 1). The verdicts on")
-    assert "others are 1 *worse*, 1 *different architecture*. 1 more come from trainings shorter than the" in text
+    assert text.startswith(
+        "Reproduced: **1 of 2** published results that were trained in full; the others are 1 *worse*."
+    )
+    assert (
+        "1 more come from shorter trainings and decide nothing yet. Of 2 numbers of parameters 1 agrees. 5 of" in text
+    )
     # A shorter training of a number that is judged does not count.
     short = reproduced("ResNet", "test_accuracy", ours="0.99", share="0.1")
     monkeypatch.setattr(tables.results, "read", lambda name: {"table1": rows, "table1-tiny": [short]}[name])
@@ -360,9 +364,9 @@ def test_the_overview_has_published_values_with_intervals_and_the_comparisons(sc
     assert lines[2:5] == [
         "| [table2](reproduced/spirals.md) | latent ODE, 30, 50 points, test RMSE extrapolation | full, 100 % and 20 % "
         "| 2 | 0.1642*, 0.1502* | 0.1, 0.2 | partial budget: 39 % better, 33 % worse |",
-        "|  | RNN, 30 points, test RMSE extrapolation |  | 2 | 0.3937* | 0.39 (0.3810 to 0.3990) "
+        "|  | RNN, 30 points, test RMSE extrapolation |  | 2 | 0.3937* | 0.39 (0.3811 to 0.3991) "
         "| reproduced: 0.9 % better, 2 seeds |",
-        "|  | 1 comparison of two rows |  | 2 | – | – | 1 partial budget |",
+        "|  | 1 comparison that the paper makes |  | 2 | – | – | 1 partial budget |",
     ]
     assert tables.origin("table2") == (
         "`odebench reproduce table2 budget=full seed=0,1`: 100 % and 20 % of `budget=full`, 3 of 4 rows, 13 "
@@ -456,6 +460,15 @@ def test_rows_of_another_measurement_are_added_to_a_file(tables, tmp_path, monke
     assert [(row["row"], row["ours"]) for row in rows] == [("RNN", "2"), ("latent ODE", "1"), ("last value", "2")]
 
 
+def test_predictions_at_all_times_are_those_of_the_table(tables):
+    """The script asks the runs as their evaluation did."""
+    rows = [row for row in tables.results.read("table2") if row["number"] == "final/test_rmse_extrapolation"]
+    values = {row["row"]: dict(pair.split("=") for pair in row["values"].split()) for row in rows}
+    for row in tables.results.read("spiral-predictions"):
+        in_table = float(values[f"{row['row']}, {row['points']} points"][row["seed"]])
+        assert float(row["all_times"]) == pytest.approx(in_table, rel=1e-3), row
+
+
 def test_further_seeds_are_added_to_the_seeds_of_a_file(tables, tmp_path, monkeypatch):
     monkeypatch.setattr(tables.results, "RESULTS", tmp_path)
     machine = {"machine": "CPU X, threads: 1, torch 2.13.0+cpu", "date": "2026-01-02", "missing": ""}
@@ -518,7 +531,8 @@ def test_the_table_of_paths_has_means_and_ranges_over_seeds(tables):
         for seed, nfe, crossed, smallest in measured
     ]
     lines = tables.paths_table([*rows, rows[1] | {"row": "dopri5"}]).splitlines()
-    assert lines[2:] == ["| euler | 2 | 30 (0 – 60) | -0.5 |", "| dopri5 | 2 | 0 | 0.25 |"]
+    assert lines[2:4] == ["| euler | 2 | 30 (0 – 60) | -0.5 |", "| dopri5 | 2 | 0 | 0.25 |"]
+    assert lines[-1] == "None of 512: at 95 %, fewer than 0.6 % of all samples."
 
 
 @pytest.mark.slow

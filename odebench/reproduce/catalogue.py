@@ -11,6 +11,7 @@ from odebench.errors import UsageError, unknown_name
 
 FULL_BUDGET = "full"
 DEFAULT_MARGIN = 0.1
+CONSTANTS = "baseline/series"  # the experiment of constant predictions, which pictures leave out
 # Settings that select an evaluation of a run.
 EVALUATION_KEYS = ("solver", "tol", "gradient", "gradient.error", "trainer.eval_batch_size")
 
@@ -20,7 +21,7 @@ class TableRow:
     """A row of a table.
 
     job: the overrides of its training. tags: the tags of its numbers. published_row: the name of its row in
-    published.csv. better_than: names of rows whose published results are worse. within_time_of: the name of another
+    published.csv. better_than: names of rows that it is compared with. within_time_of: the name of another
     row; the results are those that the runs had reached in that row's training time. evaluation: if the numbers come
     from `odebench eval`, the settings that select the evaluation.
     """

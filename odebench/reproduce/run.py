@@ -21,7 +21,14 @@ from odebench.reporting import notes, table
 from odebench.reporting.formatting import EMPTY
 from odebench.reporting.report import figure_files, render_figures
 from odebench.reporting.runs import collect_runs
-from odebench.reproduce.catalogue import FULL_BUDGET, Reproduction, committed_results, find_reproduction, reproductions
+from odebench.reproduce.catalogue import (
+    CONSTANTS,
+    FULL_BUDGET,
+    Reproduction,
+    committed_results,
+    find_reproduction,
+    reproductions,
+)
 from odebench.reproduce.results import (
     RowResult,
     collect_results,
@@ -45,7 +52,6 @@ EXPERIMENT_GROUPS = ("model", "data", "loss")
 # Settings that determine which fraction of the published training a run completes.
 TRAINING_LENGTH_KEYS = {"budgets", "trainer.batch_size"}
 DATA_LOCATION_KEYS = ("data.root", "data.download")
-CONSTANTS = "baseline/series"  # the experiment of constant predictions, which pictures leave out
 COMPARISON_FILE = "comparison.png"
 COMPARE_COMMAND = (sys.executable, "-m", "odebench.training.comparison")
 

@@ -158,7 +158,9 @@ def test_rows_with_the_same_seeds_are_compared_pair_by_pair():
     interval = stats.ttest_rel(*(np.log([*one.values.values()]) for one in (ours, other))).confidence_interval()
     assert interval.high < 0
     # A further seed of one row makes the rows unpaired.
-    assert judge_pair(measured(RMSE, [1.0, 2.0, 3.0, 2.0]), other, margin=0.1).text.endswith(", 4 seeds, about 225 would tell")
+    assert judge_pair(measured(RMSE, [1.0, 2.0, 3.0, 2.0]), other, margin=0.1).text.endswith(
+        ", 4 seeds, about 225 would tell"
+    )
 
 
 def test_rows_of_other_seeds_are_compared_as_by_welch():
