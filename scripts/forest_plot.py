@@ -11,7 +11,7 @@ from typing import NamedTuple
 import results
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from reproduction_tables import column_title, judged, reproduction_of
+from reproduction_tables import column_title, reproduction_of, without_repeats
 
 from odebench.plots import style
 from odebench.reproduce import verdicts
@@ -47,7 +47,7 @@ def forest_rows(names: Sequence[str]) -> list[ForestRow]:
     rows = []
     for name in names:
         margins = reproduction_of(results.read(name)).margin
-        for line in judged(name):
+        for line in without_repeats(name):
             if line.published and line.verdict.word in STYLES:
                 rows.append(_forest_row(name, line, margins.get(line.ours.tag, DEFAULT_MARGIN)))
     return rows

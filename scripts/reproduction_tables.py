@@ -37,12 +37,9 @@ INTERVAL_VERDICTS = (REPRODUCED, BETTER, CANNOT_TELL, WORSE)
 def overview_rows(name: str) -> list[Row]:
     """The overview of the file with this NAME: a row for each published value, and one for each kind of comparison.
 
-    Values of trainings shorter than the published ones share a row if their names differ only in numbers. The file of a
-    further budget does not repeat the numbers of parameters.
+    Values of trainings shorter than the published ones share a row if their names differ only in numbers.
     """
-    rows = results.read(name)
-    repeats = PARAMETERS if name != reproduction_of(rows).name else ""
-    lines = [line for line in judged(name) if line.ours.tag != repeats]
+    rows, lines = results.read(name), without_repeats(name)
     budget = re.search(r"budget=(\w+)", rows[0]["command"])
     share = " and ".join(shares(rows))
     budget_text = ", ".join(filter(None, [budget[1] if budget else "full", share]))
@@ -72,6 +69,12 @@ def overview_rows(name: str) -> list[Row]:
             }
             found.append(common | columns | {"verdict": counts, "counts": counts})
     return found
+
+
+def without_repeats(name: str) -> list[RowVerdict]:
+    """The verdicts of the file with this NAME; that of a further budget does not repeat the numbers of parameters."""
+    repeats = PARAMETERS if name != reproduction_of(results.read(name)).name else ""
+    return [line for line in judged(name) if line.ours.tag != repeats]
 
 
 def _counts(lines: Iterable[RowVerdict]) -> str:
