@@ -119,7 +119,7 @@ class LatentODE(SeriesModel):
         if self.velocity is not None:
             state = torch.cat((state, self.velocity(state)), dim=1)
         ends = [0.0] if self.rates is None else [0.0, self.target_start, self.span]
-        grid, index = torch.unique(torch.cat((times.new_tensor(ends), times)), return_inverse=True)
+        grid, index = torch.unique(torch.cat((*(times.new_full((1,), t) for t in ends), times)), return_inverse=True)
         if self.rates is None:
             states, expected = solve(self.field, state, grid).y, None
         else:
