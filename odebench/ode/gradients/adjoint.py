@@ -66,10 +66,9 @@ class Adjoint:
         None takes the steps or the tolerance of the forward solve. With the method and tolerances of the forward solve,
         the backward solve takes no larger steps than the forward solve did.
     norm: "semi" excludes the parameter gradient from the error of the backward solve, "full" includes it.
-    error: "relative" measures the error of the adjoint relative to the norm of the adjoint at the last time, and lets
-        it be ten times as large as the tolerance; "absolute" compares it with the tolerances as they are. ``Adjoint(
-        norm="full", error="absolute")`` is torchdiffeq's adjoint: fewer evaluations for a small gradient, and a larger
-        relative error of it.
+    error: "relative" divides the error of the adjoint by the norm of the adjoint at the last time, and lets it be ten
+        times as large as the tolerance. With "absolute" and norm "full", this is torchdiffeq's adjoint: fewer
+        evaluations for a small gradient, and a larger relative error of it.
     """
 
     rtol: float | None = None
@@ -89,10 +88,9 @@ class Adjoint:
                 raise ValueError(f"gradient={self.name!r}: {option} must not be negative, got {value}")
         if self.steps is not None:
             as_positive_integer("steps", self.steps)
-        if self.norm not in ("semi", "full"):
-            raise ValueError(f"gradient={self.name!r}: norm must be 'semi' or 'full', got {self.norm!r}")
-        if self.error not in ("relative", "absolute"):
-            raise ValueError(f"gradient={self.name!r}: error must be 'relative' or 'absolute', got {self.error!r}")
+        for option, (one, two) in {"norm": ("semi", "full"), "error": ("relative", "absolute")}.items():
+            if (value := getattr(self, option)) not in (one, two):
+                raise ValueError(f"gradient={self.name!r}: {option} must be {one!r} or {two!r}, got {value!r}")
 
     def solve_with_gradient(self, solve: ForwardSolve) -> IntegrationResult:
         """Solve; return the states at the problem's times, and how the solve ended.
