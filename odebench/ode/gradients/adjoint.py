@@ -66,9 +66,8 @@ class Adjoint:
         None takes the steps or the tolerance of the forward solve. With the method and tolerances of the forward solve,
         the backward solve takes no larger steps than the forward solve did.
     norm: "semi" excludes the parameter gradient from the error of the backward solve, "full" includes it.
-    error: "relative" divides the error of the adjoint by the norm of the adjoint at the last time, and lets it be ten
-        times as large as the tolerance. With "absolute" and norm "full", this is torchdiffeq's adjoint: fewer
-        evaluations for a small gradient, and a larger relative error of it.
+    error: that of the adjoint is "relative" to its norm at the last time, and at most ten times the tolerance; or it is
+        "absolute", as in torchdiffeq, whose norm is full: fewer evaluations for a small gradient, which is less exact.
     """
 
     rtol: float | None = None
