@@ -51,7 +51,7 @@ REPRODUCED = {
     "figure4": width_table,
     "figure5": partial(pivot_table, numbers=[NLL], separator=": "),
     "figure5-small": None,
-    "ffjord-toy": partial(pivot_table, numbers=[NLL, MINUTES], separator=": "),
+    "ffjord-toy": partial(pivot_table, numbers=[NLL, "final/test_nfe"], separator=": "),
     "ffjord-toy-full": None,
     "ffjord-mnist": partial(result_table, numbers=("final/test_bits_per_dim", "final/test_nfe")),
     "regularisers": partial(result_table, numbers=(NLL, "final/test_nfe", "final/nfe_forward", MINUTES)),
