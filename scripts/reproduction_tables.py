@@ -126,7 +126,8 @@ def origins(names: Iterable[str]) -> str:
 def origin(name: str) -> str:
     """The commands that made the file with this NAME, what they trained, and a link to the file."""
     rows = results.read(name)
-    commands = dict.fromkeys(re.sub(r" trainer\.(threads|figures)=\w+| --rows .*", "", row["command"]) for row in rows)
+    left_out = r" trainer\.(threads|figures)=\w+| seed=0(?= |$)| --rows .*"
+    commands = dict.fromkeys(re.sub(left_out, "", row["command"]) for row in rows)
     # Rows with equal minutes, to the last digit, come from the same training.
     minutes = sum({float(row["minutes"]) * int(row["seeds"]) for row in rows if row["minutes"]})
     planned, done = {row["row"] for row in rows}, {row["row"] for row in rows if row["ours"]}
