@@ -315,7 +315,7 @@ def test_a_changed_result_changes_its_verdict(script, tables):
     row = next(row for row in rows if row["row"] == "RNN, 100 points")
     assert row["verdict"].startswith("cannot tell")
     for ours, verdict in (("0.18", "reproduced"), ("0.25", "worse"), ("0.1", "better")):
-        row |= {"ours": ours, "spread": "0.004"}
+        row |= {"ours": ours, "spread": "0.004", "values": ""}
         (again,) = (one for one in csv.DictReader(judge.judge_again(judge.reproduction_of(rows), rows).splitlines())
                     if (one["row"], one["number"]) == (row["row"], row["number"]))  # fmt: skip
         assert again["verdict"].startswith(f"{verdict}: ")
