@@ -21,16 +21,16 @@ class TableRow:
     """A row of a table.
 
     job: the overrides of its training. tags: the tags of its numbers. published_row: the name of its row in
-    published.csv. better_than: names of rows that it is compared with. within_time_of: the name of another
-    row; the results are those that the runs had reached in that row's training time. evaluation: if the numbers come
-    from `odebench eval`, the settings that select the evaluation.
+    published.csv. compared_with: names of other rows. within_time_of: the name of another row; the results are those
+    that the runs had reached in that row's training time. evaluation: if the numbers come from `odebench eval`, the
+    settings that select the evaluation.
     """
 
     name: str
     published_row: str
     job: tuple[str, ...]
     tags: tuple[str, ...]
-    better_than: tuple[str, ...]
+    compared_with: tuple[str, ...]
     within_time_of: str | None
     evaluation: dict[str, str]
 
@@ -99,7 +99,7 @@ def _row(raw: dict[str, Any], chosen_values: dict[str, Any]) -> TableRow:
         published_row=fill(raw.get("published_row", raw["row"])),
         job=tuple(map(fill, raw["job"])),
         tags=tuple(raw["tags"]),
-        better_than=tuple(map(fill, raw.get("better_than", ()))),
+        compared_with=tuple(map(fill, raw.get("compared_with", ()))),
         within_time_of=fill(raw["within_time_of"]) if "within_time_of" in raw else None,
         evaluation={key: fill(raw[key]) for key in EVALUATION_KEYS if key in raw},
     )

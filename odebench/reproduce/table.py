@@ -38,7 +38,7 @@ def judge_rows(reproduction: Reproduction, measured: Iterable[Measurement]) -> l
             if (published := values.get((row.published_row, tag))) is not None:
                 ours, margin = measurement(row.name, tag), reproduction.margin.get(tag, DEFAULT_MARGIN)
                 lines.append(RowVerdict(ours, published, "", judge_published(ours, published, margin)))
-        for other in map(by_name.__getitem__, row.better_than):
+        for other in map(by_name.__getitem__, row.compared_with):
             tag = other.tags[0]
             one, two = (values.get((of, tag)) for of in (row.published_row, other.published_row))
             ratio = one.value / two.value if one and two else math.nan

@@ -38,8 +38,7 @@ def fit(training: TrainingState, settings: Settings, writer: RunWriter | NullRun
     trainer, task, progress = settings.trainer, training.task, training.progress
     num_steps = trainer.num_steps(task.steps_per_epoch)
     last_checkpoint = writer.path / layout.LAST_CHECKPOINT
-    last_saved = time.monotonic()
-    timer = StepTimer()
+    last_saved, timer = time.monotonic(), StepTimer()
     max_seconds = math.inf if trainer.max_minutes is None else 60 * trainer.max_minutes
     writer.write_status("running", step=progress.step, steps=num_steps)
 

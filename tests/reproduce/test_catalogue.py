@@ -35,8 +35,8 @@ def test_rows_figures_and_tags_are_valid(name):
     assert len(set(names)) == len(names)
     for row in one.rows:
         assert not re.search(r"[{}]", " ".join([row.name, *row.job]))
-        assert {*row.better_than, row.within_time_of or row.name} <= set(names)
-        assert all(other.tags[0] in row.tags for other in one.rows if other.name in row.better_than)
+        assert {*row.compared_with, row.within_time_of or row.name} <= set(names)
+        assert all(other.tags[0] in row.tags for other in one.rows if other.name in row.compared_with)
         for tag in row.tags:
             assert (
                 layout.is_summary_tag(tag)
@@ -92,7 +92,7 @@ def test_values_expand_to_every_combination():
     row = rows["target 3: CNF, M = 8"]
     assert row.job == ("experiment=paper/cnf_density_matching", "data=potential_3", "model.width=8")
     planar = "target 3: planar flow, K = 8"
-    assert row.better_than == (planar,)
+    assert row.compared_with == (planar,)
     assert rows[f"{planar}, in the CNF's time"].within_time_of == row.name
     assert rows[f"{planar}, in the CNF's time"].job == rows[planar].job
 
