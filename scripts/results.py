@@ -71,7 +71,7 @@ def keep(name: str, rows: Sequence[dict[str, Any]]) -> Path:
 
 def machines(rows: Iterable[dict[str, Any]]) -> list[str]:
     """The machine for a file name: ["intel-xeon"] for "Intel(R) Xeon(R) Processor, threads: 1"; [] if none is given."""
-    descriptions = {one for row in rows for one in (row.get("cpu") or row.get("machine") or "").split("; ") if one}
+    descriptions = unique(*(row.get("cpu") or row.get("machine") or "" for row in rows))
     plain = {re.sub(r"\(\w+\)|\b(Processor|CPU)\b|@.*|,.*", "", one) for one in descriptions}
     return ["_".join(sorted("-".join(re.findall(r"\w+", one.lower())) for one in plain))] if plain else []
 
@@ -110,10 +110,15 @@ def with_seeds_of(old: dict[str, str], new: dict[str, str]) -> dict[str, Any]:
         replace(two, mean=mean, std=std, num_seeds=len(values), values=values, std_error=std_error), lines=[]
     ) | {
         "minutes": minutes,
-        "machine": "; ".join(dict.fromkeys(f"{old['machine']}; {new['machine']}".split("; "))),
+        **{name: "; ".join(unique(old.get(name, ""), new[name])) for name in ("machine", "commit")},
         "date": max(old["date"], new["date"]),
         "command": re.sub(r"\bseed=[\d,]+", f"seed={','.join(values)}", new["command"]),
     }
+
+
+def unique(*lists: str) -> list[str]:
+    """The parts of lists that have semicolons between them, each once."""
+    return [*dict.fromkeys(part for one in lists for part in one.split("; ") if part)]
 
 
 def link(name: str) -> str:

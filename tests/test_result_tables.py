@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from odebench.config.compose import compose
 from odebench.config.read import read_settings
@@ -248,7 +249,7 @@ def test_every_result_file_name_matches_its_rows(tables):
 
 def reproduced(row, number, **columns):
     empty = dict.fromkeys(("published", "ours", "spread", "samples", "share", "missing", "minutes", "verdict"), "")
-    where = {"machine": "CPU", "date": "2026-01-02", "command": "odebench reproduce table1 seed=0,1"}
+    where = {"machine": "CPU", "commit": "", "date": "2026-01-02", "command": "odebench reproduce table1 seed=0,1"}
     return {**empty, "row": row, "number": f"final/{number}", "seeds": "2", **where, **columns}
 
 
@@ -476,13 +477,14 @@ def test_further_seeds_are_added_to_the_seeds_of_a_file(tables, tmp_path, monkey
     old = reproduced("latent ODE", "test_mse", values="0=1.0 1=3.0") | row
     tables.results.keep("poisson", [old])
     new = old | {"values": "1=4.0 2=4.0", "minutes": "1", "machine": "CPU Y, threads: 1, torch 2.13.0+cpu"}
-    new["command"] = "odebench reproduce poisson seed=1,2"
+    new |= {"command": "odebench reproduce poisson seed=1,2", "commit": "0123456789"}
     (found,) = tables.results.with_rows_of("poisson", [new])
     assert (found["ours"], found["seeds"], found["values"]) == (3.0, 3, "0=1.0 1=4.0 2=4.0")
     assert found["spread"] == pytest.approx(3**0.5)
     assert found["command"] == "odebench reproduce poisson seed=0,1,2"
     assert found["minutes"] == 2.0
     assert found["machine"] == "; ".join([machine["machine"], new["machine"]])
+    assert found["commit"] == "0123456789"
     # Not to those of another budget, nor if they are not known one by one.
     for other in ({"share": "0.1"}, {"values": ""}):
         tables.results.keep("poisson", [old | other])
@@ -583,3 +585,14 @@ def test_pictures_of_committed_numbers_have_a_line_for_each_series(script):
     titles = [axes.get_title(loc="left") for axes in pictures.gradients().axes]
     assert titles[:2] == ["odenet: against the discrete solve", "odenet: against float64 at 1e-9"]
     assert [line.get_label() for line in pictures.memory().axes[0].lines] == ["adjoint", "backprop"]
+
+
+@pytest.mark.parametrize(
+    "name", ["compiled_solves", "figure3", "figure4", "gradients", "memory", "memory_growth", "published", "speed"]
+)
+def test_pictures_of_committed_numbers_are_current(script, name):
+    """Otherwise draw it again: python scripts/pictures.py NAME.png."""
+    pictures = script("pictures")
+    with Image.open(pictures.PICTURES / f"{name}.png") as image:
+        in_file = image.text[pictures.FINGERPRINT]
+    assert in_file == pictures.fingerprint(pictures.ALL[f"{name}.png"].draw())

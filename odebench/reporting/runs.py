@@ -55,6 +55,12 @@ class Run:
         return self.overview.status
 
     @property
+    def commit(self) -> str:
+        """The commit of odebench that it ran, with a + if there were other changes; "" outside a checkout."""
+        git = self.overview.manifest.get("git") or {}
+        return f"{git['commit'][:10]}{'+' * git['dirty']}" if git.get("commit") else ""
+
+    @property
     def objective(self) -> str:
         """The quantity that the training optimised, without the split: ``accuracy``, ``nll_nats``, ``loss``."""
         return str(self.settings.get("trainer.objective") or "val/loss").rpartition("/")[2]

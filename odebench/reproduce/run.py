@@ -137,7 +137,7 @@ def plan_reproduction(
     """Expand and validate the jobs without writing anything.
 
     overrides: budget=NAME, settings for all runs, and cluster settings. output: the folder for the runs; None: choose
-    it. rows: train only rows whose names contain this text. Raises UsageError if the name is unknown, no row has the
+    it. rows: train only the row of this name, or those whose names contain this text. Raises UsageError if the name is unknown, no row has the
     text, an experiment is missing, an override conflicts with the rows, or the folder holds other runs.
     """
     reproduction = find_reproduction(name)
@@ -153,7 +153,7 @@ def plan_reproduction(
     _check_overrides(reproduction, settings)
     more = [*known[budget], *settings]
     jobs = {row.name: [tuple(job) for job in expand([[*row.job, *more]])] for row in reproduction.rows}
-    chosen = [row for row in jobs if rows in row]
+    chosen = [rows] if rows in jobs else [row for row in jobs if rows in row]
     if not chosen:
         raise UsageError(f"--rows {rows}: no row of {reproduction.name} has this text; its rows are {'; '.join(jobs)}")
     distinct = list(dict.fromkeys(job for row in chosen for job in jobs[row]))

@@ -13,6 +13,10 @@ from odebench.reproduce.results import RowResult
 from odebench.reproduce.verdicts import Measurement, Verdict, judge_pair, judge_published
 
 
+# The columns of the CSV file that say where a number comes from.
+ORIGIN = ("minutes", "machine", "commit", "date", "command")
+
+
 @dataclass(frozen=True)
 class RowVerdict:
     """The verdict on a number of a row: against a published value, or against the row named `other`."""
@@ -118,6 +122,7 @@ def as_csv(lines: Sequence[RowVerdict], found: Sequence[RowResult], command: str
         origin = {
             "minutes": result.mean(MINUTES),
             "machine": "; ".join(dict.fromkeys(run.machine for run in done)),
+            "commit": "; ".join(dict.fromkeys(run.commit for run in done)),
             "date": max((run.overview.time[:10] for run in done), default=""),
             "command": command,
         }
@@ -129,7 +134,7 @@ def judge_again(reproduction: Reproduction, rows: Sequence[Mapping[str, str]]) -
     """Judge the rows of a CSV file anew, and format them as CSV."""
     measured = list(map(read_measurement, rows))
     lines = judge_rows(reproduction, measured)
-    origins = [{name: row[name] for name in ("minutes", "machine", "date", "command")} for row in rows]
+    origins = [{name: row.get(name, "") for name in ORIGIN} for row in rows]
     return csv_text([measurement_columns(one, lines) | origin for one, origin in zip(measured, origins, strict=True)])
 
 

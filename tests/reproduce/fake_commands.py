@@ -28,7 +28,9 @@ def train(arguments):
     settings |= {"model": {"name": experiment or given["model"]}, "gradient": {"name": given.get("gradient")}}
     settings |= {"solver": {"name": "dopri5", "rtol": 1e-3, "atol": 1e-3}}
     machine = {"cpu": "a processor", "threads": 1, "gpu": None}
-    write(folder, "manifest.json", {"settings": settings, "machine": machine, "versions": {"torch": "2.13.0"}})
+    git = {"commit": "0123456789abcdef", "dirty": True}
+    manifest = {"settings": settings, "machine": machine, "git": git, "versions": {"torch": "2.13.0"}}
+    write(folder, "manifest.json", manifest)
     (folder / "figures").mkdir(exist_ok=True)
     (folder / "figures" / "series.png").write_bytes(experiment.encode())
     if seed == 7:

@@ -72,6 +72,7 @@ def test_trainings_run_once_and_are_then_only_read(new_calls, tmp_path, capsys):
     row = csv_rows(folder)["two_moons: CNF", "final/test_nll_nats"]
     assert (row["share"], row["command"]) == ("0.1", "odebench reproduce figure5 budget=small")
     assert (row["values"], row["std_error"], row["samples"]) == ("0=2.0", "0.007", "")
+    assert row["commit"] == "0123456789+"
     assert float(row["low"]) == pytest.approx(2.0 - 1.96 * 0.007, abs=1e-4)
 
 
@@ -238,6 +239,14 @@ def test_rows_are_trained_in_parts(new_calls, tmp_path, capsys):
     assert new_calls() == ["train"] * 2
     capsys.readouterr()
     assert fails(capsys, *arguments[1:], "--rows", "sun").startswith("--rows sun: no row of figure5 has this text")
+
+
+def test_the_name_of_a_row_trains_no_row_with_a_longer_name(new_calls):
+    name = "the same, of events without readings"
+    assert main(["reproduce", "poisson", "--rows", name]) == 0
+    assert new_calls() == ["train"]
+    assert main(["reproduce", "poisson", "--rows", f"{name},"]) == 0
+    assert new_calls() == ["train"]
 
 
 def test_further_seeds_are_added_to_completed_ones(new_calls, tmp_path, capsys):
