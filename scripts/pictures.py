@@ -365,7 +365,7 @@ def train(name: str) -> None:
 
 
 def fingerprint(figure: Figure) -> str:
-    """A text that changes with the lines of a figure, kept in its file so that a test can tell whether it is current."""
+    """A text that changes with the lines of a figure. Its file has it, so a test knows whether it is current."""
     lines = [line for axes in figure.axes for line in axes.lines]
     points = "".join(f"{line.get_label()}: {' '.join(f'{x:.4g}' for x in line.get_xydata().flat)}\n" for line in lines)
     return hashlib.sha256(points.encode()).hexdigest()

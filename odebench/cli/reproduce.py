@@ -32,7 +32,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_settings(parser, "budget=full (default), small, ...; settings of every run, and cluster=...")
     parser.add_argument("--list", action="store_true", help="print all names, or our results and verdicts of NAME")
     parser.add_argument("--output", metavar="DIR", type=Path, help="the folder of the runs")
-    parser.add_argument("--rows", metavar="TEXT", default="", help="train only the row named TEXT, or those whose names contain it")
+    parser.add_argument(
+        "--rows", metavar="TEXT", default="", help="only the row TEXT, or the rows with TEXT in their names"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the jobs without starting them")
     add_retries(parser)
 

@@ -137,8 +137,9 @@ def plan_reproduction(
     """Expand and validate the jobs without writing anything.
 
     overrides: budget=NAME, settings for all runs, and cluster settings. output: the folder for the runs; None: choose
-    it. rows: train only the row of this name, or those whose names contain this text. Raises UsageError if the name is unknown, no row has the
-    text, an experiment is missing, an override conflicts with the rows, or the folder holds other runs.
+    it. rows: train only the row of this name, or those whose names contain this text. Raises UsageError if the name is
+    unknown, no row has the text, an experiment is missing, an override conflicts with the rows, or the folder holds
+    other runs.
     """
     reproduction = find_reproduction(name)
     if missing := _missing_experiment(reproduction, options("experiment")):

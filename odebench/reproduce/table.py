@@ -12,7 +12,6 @@ from odebench.reproduce.catalogue import DEFAULT_MARGIN, Reproduction
 from odebench.reproduce.results import RowResult
 from odebench.reproduce.verdicts import Measurement, Verdict, judge_pair, judge_published
 
-
 # The columns of the CSV file that say where a number comes from.
 ORIGIN = ("minutes", "machine", "commit", "date", "command")
 
