@@ -5,6 +5,7 @@ filters in adaptive time-stepping.
 """
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,10 @@ It synchronises with the device.
 # A step may be this many times as long if it then reaches the end. Its error stays acceptable at order 5, as
 # (1.1 x 0.9)^5 < 1, where 0.9 is the safety factor.
 END_STRETCH = 1.1
+# A smaller step, relative to the time, would not change the time.
+SMALLEST_STEP = 8 * sys.float_info.epsilon
+# Times near 0 count as this share of the largest time of the solve.
+SMALLEST_TIME = 1e-12
 # Controllers treat smaller errors as if they were this error, in units of the tolerance.
 SMALLEST_RATIO = 1e-12
 

@@ -7,7 +7,6 @@ it reads the error. The step itself is computed by a stepper; each family of met
 import cmath
 import itertools
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -265,8 +264,7 @@ def _step_adaptively(
         step = control.fit_to_end(h, abs(stops[0] - t), plan.max_step)
         at_stop = step == abs(stops[0] - t)
         last = at_stop and len(stops) == 1
-        # A smaller step would not change t.
-        if step < 8 * sys.float_info.epsilon * max(abs(t), 1e-12 * time_scale) and not at_stop:
+        if step < control.SMALLEST_STEP * max(abs(t), control.SMALLEST_TIME * time_scale) and not at_stop:
             underflow = attempts == 0 or ratio < math.inf
             return outcome(Status.step_underflow if underflow else stepper.failure or Status.non_finite), h
         if attempts == plan.max_steps:

@@ -75,9 +75,10 @@ def solve(
     y0: a tensor of any shape, or tuples, lists and dicts of tensors of one dtype and device. The state may be complex.
         A state of half precision is solved in float32, and only f gets half precision.
     t: two or more times [T], strictly increasing or decreasing. A tensor that requires grad gets the gradient of the
-        exact solution, dL/dt_i = <dL/dy_i, f(t_i, y_i)>, with f held constant. With backprop and fixed steps, it gets
-        the gradient of the discrete solve, whose grid moves with t; see ``grid_moves`` for exceptions. In this case f
-        gets t with a graph: ``t.numpy()`` raises an error, and ``t.item()`` loses df/dt without an error.
+        exact solution with f held constant: dL/dt_i = <dL/dy_i, f(t_i, y_i)> for i > 0, and dL/dt_0 = -<a, f(t_0, y_0)>
+        with a the gradient of y_0 through the later states. With backprop and fixed steps, it gets the gradient of the
+        discrete solve, whose grid moves with t; see ``grid_moves`` for exceptions. In this case f gets t with a graph:
+        ``t.numpy()`` raises an error, and ``t.item()`` loses df/dt without an error.
     args: further arguments of f, which may contain tuples, lists and dicts. The tensors in them get gradients.
     method: a name from ``METHODS``, or the description of a method, such as a ``Tableau``.
     rtol, atol: the tolerance of adaptive steps, as numbers, or in the structure of y0 with tensors that broadcast to
@@ -187,7 +188,7 @@ def finish(
         outcome = dataclasses.replace(outcome, reached=bisect.bisect_left(result.output_rows, outcome.reached))
     if problem.first_output is not None:
         later = [states[i] + problem.time_derivative_term(i, states[i]) for i in range(1, outcome.reached)]
-        states = torch.stack([problem.first_output, *later, *states[outcome.reached :]])
+        states = torch.stack([problem.first_output, *later, *states[1 + len(later) :]])
     dense = None
     if plan.dense and result.interpolants:
         has_graph = mode.name == "backprop" and plan.compile != "solve"

@@ -102,6 +102,26 @@ def test_step_size_options_apply_to_each_row_as_if_alone(kwargs):
     assert torch.equal(together.rows.time, spans[:, -1])
 
 
+@pytest.mark.parametrize(
+    ("f", "end", "kwargs"),
+    [
+        # The last step is shorter than min_step, although a step of min_step was not proposed.
+        pytest.param(lambda t, y: -y * (1 + 1000.0 * (t > 0.97)), 1.0, {"first_step": 0.1, "min_step": 0.1}, id="min"),
+        # A first step that is small beside the last time, but not beside the first.
+        pytest.param(lambda t, y: -1e-7 * y, 1e6, {"first_step": 1e-10}, id="underflow"),
+    ],
+)
+def test_the_bounds_of_step_sizes_are_those_of_shared_steps(f, end, kwargs):
+    t, y0 = torch.tensor([0.0, end], dtype=torch.float64), torch.tensor([1.0], dtype=torch.float64)
+
+    def by_row(t, y):
+        return f(t.unsqueeze(-1), y)
+
+    alone, row = solve(f, y0, t, **kwargs), solve_rows(by_row, y0.unsqueeze(0), t, **kwargs)
+    assert costs(row) == [list(costs(alone))]
+    torch.testing.assert_close(row.y[:, 0], alone.y, rtol=1e-9, atol=1e-9)
+
+
 def test_a_nested_state_gives_the_solution_of_the_flat_state():
     def nested(t, y, mu):
         rate = van_der_pol(t, torch.stack((y["x"], y["v"][0].squeeze(-1)), -1), mu)

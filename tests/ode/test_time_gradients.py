@@ -3,6 +3,7 @@ the exact solution."""
 
 import dataclasses
 import itertools
+import math
 
 import pytest
 import torch
@@ -197,6 +198,15 @@ def test_second_derivatives_of_outputs_inside_steps(interp):
 )
 def test_other_solves_give_the_gradient_of_the_exact_solution(kwargs):
     check_exact(lambda *problem: solve(*problem, method="rk4", steps=4, **kwargs).y)
+
+
+@pytest.mark.parametrize("gradient", ["checkpoint", "adjoint", "backprop"])
+def test_a_state_that_is_not_finite_from_the_start_gives_one_state_for_each_time(gradient):
+    t = torch.tensor([0.0, 0.5, 1.0], requires_grad=True)
+    y0 = torch.tensor([math.nan, 1.0])
+    solution = solve(lambda t, y: -y, y0, t, steps=4, gradient=gradient, throw=False)
+    assert solution.y.shape == (3, 2)
+    assert solution.status.name == "non_finite"
 
 
 @pytest.mark.parametrize("options", [{"step_size": 0.37}, {"grid_constructor": uneven_grid}], ids=["steps", "grid"])

@@ -68,7 +68,7 @@ class AdjointLoop(NamedTuple):
 
     slots: see ``slots_of``.
     numbers: [5] min_step, max_step, first step, attempts allowed in an interval, and the direction of time, 1 or -1.
-    stops [T, 3]: the times at which steps must end, from the first time to the last; 1e-12 of the largest time in the
+    stops [T, 3]: the times at which steps must end, from the first time to the last; ``StepBounds.floor`` of the
         interval that ends there; 1 for an output time, else 0. states, gradients: [T, N] y and dL/dy at output times.
     targets: the tensors that get gradients. path: see ``path_tables``; or empty.
     num_states: 2 for y and the adjoint, 1 for the adjoint. num_parts: with the gradients of the targets, if ``full``.

@@ -12,6 +12,7 @@ from odebench.ode.compiled.adjoint import AdjointChoices, make_adjoint
 from odebench.ode.compiled.graph import SolveGraphs
 from odebench.ode.compiled.outputs import padded_length
 from odebench.ode.compiled.step_control import LoopState, tolerance_tensor
+from odebench.ode.control import SMALLEST_TIME
 from odebench.ode.dense import Interpolant, weights_by_power
 from odebench.ode.methods.tableau import Tableau
 from odebench.ode.plan import SolvePlan
@@ -75,7 +76,7 @@ class BackwardStart(NamedTuple):
         last = len(self.times) - 1
         stops = [[self.times[last], 0.0, 1.0]]
         for start, end in itertools.pairwise(reversed(self.times)):
-            floor = 1e-12 * max(abs(start), abs(end))
+            floor = SMALLEST_TIME * max(abs(start), abs(end))
             stops += [[time, floor, float(time == end)] for time in plan.stop_times(start, end)]
         stops.reverse()
         length = padded_length(len(stops))

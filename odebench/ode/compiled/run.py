@@ -16,7 +16,7 @@ from odebench.ode.compiled.forward import LoopStages, make_forward
 from odebench.ode.compiled.graph import CompiledGraph, SolveGraphs, for_any_batch
 from odebench.ode.compiled.outputs import StepBuffers, StoredSteps, padded_length
 from odebench.ode.compiled.step_control import LoopState, tolerance_tensor
-from odebench.ode.control import Controller, LargestRms
+from odebench.ode.control import SMALLEST_TIME, Controller, LargestRms
 from odebench.ode.dense import weights_by_power
 from odebench.ode.integrate import IntegrationResult
 from odebench.ode.methods.tableau import Tableau
@@ -189,7 +189,7 @@ def _run(problem: InitialValueProblem, plan: SolvePlan, solve: CompiledSolve, y:
     t, end = problem.times[0], problem.times[-1]
     h, ratio, past, attempts = plan.first_step or math.nan, math.nan, [1.0, 1.0], 0
     direction = math.copysign(1.0, end - t)
-    bounds = [plan.min_step, plan.max_step, 1e-12 * max(abs(t), abs(end))]
+    bounds = [plan.min_step, plan.max_step, SMALLEST_TIME * max(abs(t), abs(end))]
     tolerance, args = tolerance_tensor(plan.tolerance, y, y.numel()), [arg.detach() for arg in problem.args]
     times = _padded(problem.times)
     states = constant((0.0,), y.dtype, y.device).expand(len(times), y.numel())

@@ -5,7 +5,6 @@ The rules are those of ``odebench.ode.integrate`` and ``odebench.ode.control``, 
 
 import enum
 import math
-import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from odebench.ode.compiled.field import GraphField
-from odebench.ode.control import END_STRETCH, SMALLEST_RATIO, Controller, Tolerance, step_factors
+from odebench.ode.control import END_STRETCH, SMALLEST_RATIO, SMALLEST_STEP, Controller, Tolerance, step_factors
 from odebench.ode.transfer import constant
 
 # Columns of the table of steps: start, signed size, error ratio, and the next size that the controller proposed.
@@ -63,7 +62,7 @@ def largest(norms: Sequence[Tensor]) -> Tensor:
 
 
 class StepBounds(NamedTuple):
-    """The bounds of a step size, and 1e-12 of the largest time, at which rounding errors of times begin."""
+    """The bounds of a step size. floor: smaller times count as this time in the smallest step that changes a time."""
 
     min_step: Tensor
     max_step: Tensor
@@ -78,7 +77,7 @@ def fit_step(t: Tensor, h: Tensor, end: Tensor, bounds: StepBounds) -> tuple[Ten
     step = torch.minimum(h, max_step)
     at_end = remaining <= torch.minimum(step * END_STRETCH, max_step)
     step = torch.where(at_end, remaining, torch.where(2 * step > remaining, remaining / 2, step))
-    too_small = (step < 8 * sys.float_info.epsilon * torch.maximum(t.abs(), floor)) & (step != remaining)
+    too_small = (step < SMALLEST_STEP * torch.maximum(t.abs(), floor)) & (step != remaining)
     return h, step, too_small
 
 

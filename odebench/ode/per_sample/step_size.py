@@ -5,13 +5,12 @@ step therefore synchronises with the device once, to read its errors.
 """
 
 import math
-import sys
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from odebench.ode.control import END_STRETCH, SMALLEST_RATIO, Tolerance, step_factors
+from odebench.ode.control import END_STRETCH, SMALLEST_RATIO, SMALLEST_STEP, SMALLEST_TIME, Tolerance, step_factors
 from odebench.ode.per_sample.problem import RowProblem, row_rms, take_rows
 from odebench.ode.per_sample.stepping import RowStep, RowStepper
 from odebench.ode.plan import GridFunction, SolvePlan, even_grid
@@ -65,7 +64,7 @@ class AdaptiveStepSizes:
         self._bounded = plan.min_step > 0 or plan.max_step < math.inf
         start, self._end = problem.times[0], problem.times[-1]
         self._direction = torch.sign(self._end - start)
-        self._smallest = 8 * sys.float_info.epsilon * torch.maximum(start.abs(), self._end.abs())
+        self._largest_time = torch.maximum(start.abs(), self._end.abs())
         self._past_ratios = torch.ones(2, len(start), dtype=torch.float64)
         self.error_ratio = self.h = self.t_next = self._step = torch.full_like(start, math.nan)
         self.last = torch.zeros(len(start), dtype=torch.bool)
@@ -83,10 +82,11 @@ class AdaptiveStepSizes:
         self._step = torch.where(self.last, remaining, torch.minimum(h, 0.5 * remaining))
         self.h = self._step * self._direction
         self.t_next = torch.where(self.last, self._end, t + self.h)
-        tiny = self._step < self._smallest
-        if not bool(tiny.any()):
+        # A bound of the smallest steps for all t; most steps are larger, and need no more than this test.
+        if not bool((self._step < SMALLEST_STEP * self._largest_time).any()):
             return None
-        underflowed = tiny & ~self.last
+        smallest = SMALLEST_STEP * torch.maximum(t.abs(), SMALLEST_TIME * self._largest_time)
+        underflowed = (self._step < smallest) & ~self.last
         return underflowed if bool(underflowed.any()) else None
 
     def accept_or_reject(self, stepper: RowStepper, step: RowStep) -> Tensor:
@@ -97,7 +97,7 @@ class AdaptiveStepSizes:
         # NaN is a rejection too.
         accepted = self.error_ratio <= 1
         if self._min_step > 0:
-            accepted |= (self._step <= self._min_step) & (self.error_ratio < math.inf)
+            accepted |= (self.proposal <= self._min_step) & (self.error_ratio < math.inf)
         proposal = self._propose(accepted)
         # A step that was shortened to reach the end must not reduce the proposed size.
         shortened = accepted & (self._step < self.proposal)
@@ -106,8 +106,10 @@ class AdaptiveStepSizes:
 
     def select(self, idx: Tensor) -> None:
         """Keep only the rows at the indices ``idx``."""
-        parts = (self._end, self._direction, self._smallest, self.proposal, self.error_ratio)
-        self._end, self._direction, self._smallest, self.proposal, self.error_ratio = (take_rows(x, idx) for x in parts)
+        parts = (self._end, self._direction, self._largest_time, self.proposal, self.error_ratio)
+        self._end, self._direction, self._largest_time, self.proposal, self.error_ratio = (
+            take_rows(x, idx) for x in parts
+        )
         self._past_ratios = self._past_ratios.index_select(1, idx)
         tolerances = (self._tolerance.rtol, self._tolerance.atol)
         self._tolerance = Tolerance(*(x if isinstance(x, float) else take_rows(x, idx) for x in tolerances))
