@@ -51,7 +51,7 @@ def training(rows: list[Row]) -> str:
 
     rows: those of measure_compiled_training.py, five for each training.
     """
-    header = ["training (gradient), steps", "eager, ms a step", "`step`, ms", "`solve`, ms"]
+    header = ["training (gradient), steps", "eager, ms per step", "`step`, ms", "`solve`, ms"]
     header += [f"`{how}` pays after, {cache}" for how in ("step", "solve") for cache in ("cold", "warm")]
     lines = []
     for name in dict.fromkeys(row["training"] for row in rows):

@@ -176,7 +176,7 @@ def with_tables(text: str, tables: Mapping[str, str]) -> str:
 def accuracy_table(rows: list[dict[str, str]]) -> str:
     """A table with one line per training: accuracy, costs, time."""
     header = ["model", "gradient", "parameters", "test accuracy (95 % interval)", "NFE forward + backward"]
-    header += ["peak memory a step", "total time"]
+    header += ["peak memory per step", "total time"]
     lines = []
     for row in rows:
         has_ode = float(row["nfe_forward"]) > 0

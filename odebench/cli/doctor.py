@@ -40,8 +40,8 @@ _REQUIRED_PACKAGES = (
 _OPTIONAL_PACKAGES = {
     "torchvision": "downloads of images",
     "scikit-learn": "data=swissroll, two_circles and two_moons, and the AUC of labelled series",
-    "jinja2": "the HTML page of odebench report",
-    "pandas": "data=gas and hepmass",
+    "jinja2": "odebench report and reproduce",
+    "pandas": "odebench report, reproduce and export, and data=gas and hepmass",
 }
 _MIN_FREE_GIB = 2.0
 

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from odebench.cli.options import add_retries, add_run, add_settings, failure_policy
+from odebench.errors import UsageError
 
 SUMMARY = "continue a stopped run or sweep"
 HELP = """\
@@ -35,6 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
         from odebench.sweep.run import resume_sweep
 
         return resume_sweep(Path(arguments.run), arguments.overrides, failure_policy(arguments), arguments.follow)
+    if arguments.fail_fast or arguments.retry or arguments.follow:
+        raise UsageError("--fail-fast, --retry and --follow are for sweeps, and this is a run; leave them out")
     from odebench.config.saved import check_resumable
     from odebench.record.reader import read_run
 

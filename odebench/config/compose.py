@@ -23,14 +23,12 @@ if TYPE_CHECKING:
 # Hydra plugins that are separate packages -> the extra of odebench that installs them.
 _EXTRAS = {
     "hydra/sweeper/optuna": "optuna",
-    "hydra/launcher/joblib": "launchers",
-    "hydra/launcher/submitit_local": "launchers",
-    "hydra/launcher/submitit_slurm": "launchers",
+    **{f"hydra/launcher/{name}": "launchers" for name in ("joblib", "submitit_local", "submitit_slurm")},
 }
 # Settings that matter only during training: they have no effect on an evaluation.
 _TRAINING_ONLY = re.compile(
-    r"(optim|schedule)(\..*)?|init_from|outputs|run_dir|name|tags|notes"
-    r"|trainer\.(epochs|iterations|max_minutes|clip_grad_norm|average|patience|max_nfe|checkpoint_minutes|\w+_every)"
+    r"(optim|schedule)(\..*)?|init_from|outputs|run_dir|name|tags|notes|trainer\.(epochs|iterations|max_minutes|patience"
+    r"|max_nfe|clip_grad_norm|average|objective|figures|profile|checkpoint_minutes|\w+_every)"
 )
 _HYDRA_SETTINGS = re.compile(r"hydra([./](launcher|sweeper)\b|\.sweep\.dir$|\.searchpath$)")
 _RESOLVER = re.compile(r"\$\{[^{}]*:")
@@ -172,8 +170,9 @@ def _set_values(
             OmegaConf.update(config, override.key_or_group, override.value(), merge=merge)
         except (ConfigAttributeError, ConfigKeyError):
             raise unknown_setting(override.key_or_group, known()) from None
-        except OmegaConfBaseException as error:
-            raise UsageError(f"Error merging override {override.input_line}") from error
+        except (OmegaConfBaseException, ValueError) as error:
+            parent = override.key_or_group.rpartition(".")[0]
+            raise UsageError(f"{override.input_line}: set all of {parent} at once", override.key_or_group) from error
     return config
 
 

@@ -69,7 +69,7 @@ _COMMON_TAGS: dict[str, Tag] = {
     "memory/saved_mib": Tag("MiB", "peak memory that autograd holds for the backward pass of that step"),
     "flops/step": Tag("FLOP", "matrix products and convolutions of one training step"),
     "time/step_ms": Tag("ms", "time of one training step, mean since the row before"),
-    "throughput/samples_per_s": Tag("samples/s", "training samples a second, mean since the row before"),
+    "throughput/samples_per_s": Tag("samples/s", "training samples per second, mean since the row before"),
     "optim/lr": Tag("", "learning rate"),
     "optim/grad_norm": Tag("", "2-norm of the gradient of all parameters, before clipping"),
     "best/step": Tag("steps", "optimiser step of the best checkpoint"),
@@ -80,7 +80,7 @@ _COMMON_TAGS: dict[str, Tag] = {
     "final/saved_mib": Tag("MiB", "last memory/saved_mib"),
     "final/flops": Tag("FLOP", "last flops/step"),
     "final/step_ms": Tag("ms", "time of one training step, mean over the last epoch"),
-    "final/samples_per_s": Tag("samples/s", "training samples a second, mean over the last epoch"),
+    "final/samples_per_s": Tag("samples/s", "training samples per second, mean over the last epoch"),
     "final/minutes": Tag("min", "time the training took, evaluation included"),
 }
 

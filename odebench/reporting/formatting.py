@@ -23,7 +23,7 @@ _HEADINGS = {
     BACKWARD: "NFE backward",
     PEAK_MIB: "peak memory",
     SAVED_MIB: "memory saved for backward",
-    "final/flops": "FLOPs a step",
+    "final/flops": "FLOPs per step",
     STEP_MS: "step time",
     "final/samples_per_s": "samples/s",
     MINUTES: "training time",

@@ -28,7 +28,7 @@ Content = TypeVar("Content")  # what a figure draws of a group
 
 
 class MissingDataError(UsageError):
-    """The runs lack the data for a figure; `figures.draw` replaces the message by one that says how to make them."""
+    """The runs lack the data for a figure; `figures.content` says in its message what the figure needs."""
 
     def __init__(self, line: str = "") -> None:
         super().__init__(line)

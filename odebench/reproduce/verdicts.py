@@ -23,6 +23,7 @@ MAX_SEEDS = 1000
 EXACT_TAGS = (PARAMETERS, PEAK_MIB, SAVED_MIB)
 CHANCE_AUC = 0.5
 SMALLEST_ERROR = 1e-300  # an error of 0 has no logarithm
+LARGEST_LOGARITHM = 700.0
 
 REPRODUCED, BETTER, WORSE, TIE = "reproduced", "better", "worse", "tie"
 CANNOT_TELL, PARTIAL, OTHER_NETWORK = "cannot tell", "partial budget", "different architecture"
@@ -115,7 +116,10 @@ class Measurement:
     @property
     def interval(self) -> Interval:
         """The 95 % interval."""
-        return Interval(*map(math.exp, self.scaled_interval)) if self.is_error else self.scaled_interval
+        if not self.is_error:
+            return self.scaled_interval
+        # Errors of 0 make an interval of logarithms that ends beyond the largest number.
+        return Interval(*(math.exp(min(end, LARGEST_LOGARITHM)) for end in self.scaled_interval))
 
     @property
     def test_widths(self) -> tuple[float, float]:

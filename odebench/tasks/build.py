@@ -46,8 +46,7 @@ class ConfiguredSolver:
     records a graph starts with the step size that the first error estimate of the previous solve allowed. Checkpoints
     contain this ``warm_step``.
 
-    differentiable: whether the solves are for training. dynamics: settings of the regularised dynamics. Solves for
-    training add the integrals to the loss. Solves for evaluation only measure the integrals, if ``dynamics`` is given.
+    differentiable: whether the solves are for training. dynamics: settings of the regularised dynamics, for training.
     """
 
     def __init__(
@@ -95,8 +94,7 @@ class ConfiguredSolver:
             t = self._dynamics.with_random_end(t)
         if self._stop_at_times:
             all_options["step_t"] = t
-        measures = not self._differentiable
-        solve = self._regularised if self._regularised and (trains or measures) else ode.solve
+        solve = self._regularised if self._regularised and trains else ode.solve
         warm = self._warm and torch.is_grad_enabled() and "first_step" not in options
         if warm:
             all_options["first_step"] = self.warm_step

@@ -111,16 +111,15 @@ class ClassificationTask(Task):
         return self._evaluate(self.model.eval(), self._splits[split].images[:num])[0]
 
     @torch.no_grad()
-    def figures(self, animate: bool = True) -> dict[str, Figure]:
-        """Draw the confusion matrix of the validation images, and their hidden states through an ODE."""
-        rows = self.predict("validation")
+    def figures(self, split: str = "test", animate: bool = True) -> dict[str, Figure]:
+        """Draw the confusion matrix of a split's images, and their hidden states through an ODE."""
+        rows = self.predict(split)
         counts = np.zeros((self._data.num_classes,) * 2, dtype=int)
         np.add.at(counts, (rows["label"], rows["prediction"]), 1)
-        return {"confusion": confusion_matrix(counts)} | self._depth_figure()
+        return {"confusion": confusion_matrix(counts)} | self._depth_figure(self._splits[split])
 
-    def _depth_figure(self) -> dict[str, Figure]:
-        """Draw the states of validation images at several times of the ODE, if the model solves one from 0 on."""
-        part = self._splits["validation"]
+    def _depth_figure(self, part: ImageSplit) -> dict[str, Figure]:
+        """Draw the states of some images at several times of the ODE, if the model solves one from 0 on."""
         images, labels = part.images[:NUM_STATES], part.labels[:NUM_STATES].cpu().numpy()
         found: list[tuple[list[float], Tensor]] = []
 

@@ -165,16 +165,17 @@ class DensityTask(Task):
     def outputs(self, split: str, num: int) -> Tensor:
         """Return log-likelihoods [num]. If the trace is estimated, return the samples mapped to the base instead."""
         model = self.model.eval()
-        x = next(self._batches(split))[:num].to(next(model.parameters()).dtype)
+        x = self._as_floats(self._splits[split][:num], torch.Generator().manual_seed(0))
+        x = x.to(next(model.parameters()).dtype)
         solved = model.log_prob if self._trace_method else model.to_base
         return solved(x, self.eval_solve, self._trace_method)[0]
 
     @torch.no_grad()
-    def figures(self, animate: bool = True) -> dict[str, Figure | bytes]:
-        """Draw the figures of ``density_figures``, with the test samples."""
-        test = self._as_floats(self._splits["test"], torch.Generator().manual_seed(0))
+    def figures(self, split: str = "test", animate: bool = True) -> dict[str, Figure | bytes]:
+        """Draw the figures of ``density_figures``, with the samples of a split."""
+        samples = self._as_floats(self._splits[split], torch.Generator().manual_seed(0))
         normalised = None if self._log_density is None else lambda x: self._log_density(x) - self._log_normaliser()
-        return density_figures(self.model.eval(), self.eval_solve, test, normalised, animate)
+        return density_figures(self.model.eval(), self.eval_solve, samples, normalised, animate)
 
     def _push_forward(self, model: Any, z: Tensor, solve: Any) -> tuple[Tensor, Tensor, tuple[Any, ...]]:
         """Map base samples z [B, *shape] to x. Returns log q(x) [B], x and the statistics of the solves."""

@@ -119,8 +119,8 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def figures(self, animate: bool = True) -> Mapping[str, Figure | bytes]:
-        """Draw figures of what the model does. Returns them by name; a GIF is returned as bytes.
+    def figures(self, split: str = "test", animate: bool = True) -> Mapping[str, Figure | bytes]:
+        """Draw figures of what the model does on a split. Returns them by name; a GIF is returned as bytes.
 
         animate: also draw GIFs, which take much longer.
         """

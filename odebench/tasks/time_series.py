@@ -1,7 +1,7 @@
 """The task of modelling irregular time series: reconstruction, extrapolation and classification."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -189,8 +189,8 @@ class TimeSeriesTask(Task):
             "mse": ("MSE", "{:.6f}"),
             "auc": ("AUC", "{:.4f}"),
             "rate_rmse": ("RMSE of the rate", "{:.4f}"),
-            "elbo_nats": ("ELBO", "{:.3f} nats a series"),
-            "nll_nats": ("NLL", "{:.3f} nats a series"),
+            "elbo_nats": ("ELBO", "{:.3f} nats per series"),
+            "nll_nats": ("NLL", "{:.3f} nats per series"),
         }
         return [(title, text.format(metrics[name])) for name, (title, text) in texts.items() if name in metrics]
 
@@ -224,10 +224,11 @@ class TimeSeriesTask(Task):
         return forecast.log_rates.exp().mean(0)[observed]
 
     @torch.no_grad()
-    def figures(self, animate: bool = True) -> dict[str, Figure]:
-        """Draw figures of the test series; see ``series_figures``."""
-        window = (0.0, self._window)
-        return series_figures(self._data, self._splits["test"], self._forecast_test_series, window, self._dynamics())
+    def figures(self, split: str = "test", animate: bool = True) -> dict[str, Figure]:
+        """Draw figures of a split's series; see ``series_figures``."""
+        return series_figures(
+            self._data, self._splits[split], self._forecaster(split), (0.0, self._window), self._dynamics()
+        )
 
     def _dynamics(self) -> LatentDynamics | None:
         """The dynamics of a latent ODE whose state is the latent state alone."""
@@ -248,7 +249,7 @@ class TimeSeriesTask(Task):
     @torch.no_grad()
     def examples(self) -> list[PredictedSeries]:
         """Return the first test series of each label, reconstructed and extrapolated by the model, for figures."""
-        return examples(self._data, self._splits["test"], self._forecast_test_series, (0.0, self._window))
+        return examples(self._data, self._splits["test"], self._forecaster("test"), (0.0, self._window))
 
     def _training_split(self, epoch: int) -> SeriesSplit:
         if self._data.redraw is None:
@@ -311,8 +312,9 @@ class TimeSeriesTask(Task):
         chosen = None if noise is None else noise[:, indices]
         return model(series.inputs(indices), times, self.eval_solve, target_mask, chosen)
 
-    def _forecast_test_series(self, indices: Tensor, times: Tensor) -> Forecast:
-        return self._forecast(self.model.eval(), self._splits["test"], indices, times)
+    def _forecaster(self, split: str) -> Callable[[Tensor, Tensor], Forecast]:
+        """A function of indices of a split's series and times."""
+        return partial(self._forecast, self.model.eval(), self._splits[split])
 
     def _forecast_targets(self, model: Any, series: SeriesSplit, indices: Tensor) -> tuple[Forecast, SeriesBatch, Sums]:
         """Forecast the targets of some series. Returns forecast, targets, and the sums for all metrics."""

@@ -37,11 +37,19 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def prepare_processor(settings: Settings, device: torch.device) -> None:
+    """Set the number of threads, and what makes computations on a CPU faster."""
+    if settings.trainer.threads is not None:
+        torch.set_num_threads(settings.trainer.threads)
+    if device.type == "cpu":
+        keep_freed_memory()
+        # Gradients in long recurrent networks decay below 1e-38 (denormals), where CPUs are many times slower.
+        torch.set_flush_denormal(True)
+
+
 def prepare_environment(settings: Settings) -> torch.device:
     """Set threads, determinism and random states, and return the device."""
     device = choose_device(settings.device)
-    if settings.trainer.threads is not None:
-        torch.set_num_threads(settings.trainer.threads)
     deterministic = settings.trainer.deterministic
     # cuBLAS reads this when it starts. Without it, its matrix products are not reproducible.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -52,10 +60,7 @@ def prepare_environment(settings: Settings) -> torch.device:
     random.seed(settings.seed)
     np.random.seed(settings.seed)  # noqa: NPY002 (the global state that third-party code draws from)
     torch.manual_seed(settings.seed)
-    if device.type == "cpu":
-        keep_freed_memory()
-        # Gradients in long recurrent networks decay below 1e-38 (denormals), where CPUs are many times slower.
-        torch.set_flush_denormal(True)
+    prepare_processor(settings, device)
     return device
 
 

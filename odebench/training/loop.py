@@ -25,7 +25,7 @@ from odebench.training.signals import StopRequest
 
 log = logging.getLogger(__name__)
 
-# The task's figures are drawn so often, the last time at the end, while this takes less than a share of the time.
+# The task's figures are drawn this many times, evenly spaced, as long as this takes less than a share of the time.
 NUM_DRAWINGS, MAX_DRAWING_SHARE = 8, 0.05
 FIRST_DRAWING_S = 0.5  # what the first drawing is assumed to take
 
@@ -178,9 +178,9 @@ def validate(training: TrainingState, settings: Settings, writer: RunWriter | Nu
     if is_better(settings.trainer.objective, value, best_before):
         progress.best, progress.best_step = value, progress.step
         training.save_weights(writer.path / layout.BEST_CHECKPOINT)
-    # If the value equals the best one, the weights are saved, but trainer.patience sees no improvement.
-    stale_epochs = progress.stale_epochs + settings.trainer.validate_every
-    progress.stale_epochs = stale_epochs if progress.best == best_before else 0
+    # The weights are saved, but trainer.patience sees no improvement, if the value equals the best one or is NaN.
+    has_improved = progress.best != best_before and math.isfinite(value)
+    progress.stale_epochs = 0 if has_improved else progress.stale_epochs + settings.trainer.validate_every
     return tagged
 
 
@@ -234,7 +234,7 @@ class TrainingFigures:
             with restored_state(task), torch.compiler.set_stance("force_eager"):
                 task.model, trained = training.evaluated_model, task.model
                 try:
-                    figures = task.figures(animate=False)
+                    figures = task.figures("validation", animate=False)
                 finally:
                     task.model = trained
             for name, figure in figures.items():

@@ -303,7 +303,7 @@ def _train_and_test(
             with contextlib.suppress(ConnectionError):
                 distributed.barrier()
             return result
-        # A signal during the test has no effect until the test ends.
+        # A signal during the test is ignored: the run ends as done.
         summary: dict[str, Any] = {}
         if isinstance(writer, RunWriter):
             summary = _test_and_summarise(training, settings, writer)

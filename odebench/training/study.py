@@ -30,6 +30,7 @@ from odebench.errors import Diverged, UsageError
 from odebench.ode import Solution, SolveError
 from odebench.record.profiling import measure_step
 from odebench.tasks import Loss, Task
+from odebench.training.environment import choose_device, prepare_processor
 from odebench.training.restored_state import restored_state
 from odebench.training.trained_run import (
     SavedRun,
@@ -93,6 +94,7 @@ def study_run(
     results, table, lines = [], [], []
     for number, (overrides, settings) in enumerate(chosen, 1):
         log.info("%d of %d: %s", number, len(chosen), " ".join(overrides))
+        prepare_processor(settings, choose_device(settings.device))
         others = tuple(override for override in overrides if _config_group(override) not in _SOLVER_GROUPS)
         if others not in references:
             references[others] = ReferenceModel(saved, others, split, compares_gradients, limit)
@@ -123,7 +125,7 @@ def study_run(
         part = "" if limit is None else f"first {limit:,} samples of the "
         print_text(
             "",
-            f"evaluated: {part}{split} split; ms, output error: up to {NUM_OUTPUTS} samples, against {REFERENCE}",
+            f"evaluated: {part}{split} split; ms, output error: of up to {NUM_OUTPUTS} samples; error relative to {REFERENCE}",
             "forward, backward: NFE and time of a training step; memory and gradients: of that step",
         )
     return results
@@ -314,7 +316,8 @@ def _distinct_evaluations(saved: SavedRun, combinations: Sequence[list[str]]) ->
             raise UsageError(f"{settings.model.name} has no ODE; {hint}")
         evaluation = with_evaluation_solver(settings)
         if evaluation.solver.fixed:
-            evaluation = replace(evaluation, tol=1.0)  # tol has no effect with fixed steps
+            # Tolerances have no effect with fixed steps.
+            evaluation = replace(evaluation, tol=1.0, solver=replace(evaluation.solver, rtol=None, atol=None))
         if evaluation not in evaluations:
             evaluations.append(evaluation)
             distinct.append((overrides, settings))

@@ -100,18 +100,18 @@ def _training_rows(summary: Mapping[str, Any], folder: Path) -> Iterator[tuple[s
     yield from summary["results"].items()
     if "final/nfe_forward" in summary:
         yield (
-            "NFE a step",
+            "NFE per step",
             f"{summary['final/nfe_forward']:.1f} forward, {summary['final/nfe_backward']:.1f} backward  "
             f"(test: {summary['final/test_nfe']:.1f})",
         )
     if "final/peak_mib" in summary:
         peak, saved = summary["final/peak_mib"], summary["final/saved_mib"]
-        yield "memory a step", f"{peak:.1f} MiB peak, {saved:.1f} MiB saved for backward"
-        yield "FLOPs a step", _with_si_prefix(summary["final/flops"])
+        yield "memory per step", f"{peak:.1f} MiB peak, {saved:.1f} MiB saved for backward"
+        yield "FLOPs per step", _with_si_prefix(summary["final/flops"])
     if math.isfinite(summary.get("final/step_ms", math.nan)):
         yield (
             "time",
-            f"{60 * summary['final/minutes']:.0f} s  ({summary['final/step_ms']:.0f} ms a step, "
+            f"{60 * summary['final/minutes']:.0f} s  ({summary['final/step_ms']:.0f} ms per step, "
             f"{summary['final/samples_per_s']:.0f} samples/s)",
         )
     yield "record", str(folder)

@@ -33,7 +33,7 @@ from odebench.record.reader import RunRecord, read_overview, read_run
 from odebench.tasks import Task, build_task
 from odebench.tasks.build import ConfiguredSolver
 from odebench.training.checkpoint import load_weights
-from odebench.training.environment import choose_device
+from odebench.training.environment import choose_device, prepare_processor
 from odebench.training.summary import describe_settings
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def load_run(path: Path | str, overrides: list[str] | None = None) -> TrainedRun
 
     path: the run's folder. overrides: settings that replace saved ones, as on the command line: ``["solver=rk4",
     "device=cpu"]``. ``["solver.compile=solve"]`` compiles the solves of ``TrainedRun.solve``, which is worth it for
-    hundreds of them; also a run that was trained in this way is not compiled otherwise.
+    hundreds of them. Otherwise nothing is compiled, even if the run was trained with ``solver.compile=solve``.
 
     Raises UsageError if the folder is no run or holds no weights, the data is missing, or the overrides do not fit.
     """
@@ -179,8 +179,9 @@ def seeded(run: TrainedRun) -> Iterator[None]:
 
 
 def _load_and_warn(path: Path, overrides: list[str]) -> TrainedRun:
-    """Load a run, and warn about each override that has no effect."""
+    """Load a run, prepare the processor as in training, and warn about each override that has no effect."""
     run = load_run(path, overrides)
+    prepare_processor(run.settings, choose_device(run.settings.device))
     for line in without_effect(run.settings, overrides):
         log.warning(line)
     return run
@@ -305,26 +306,30 @@ def sample_run(
     if draw is None:
         line = f"its task is {run.settings.task}; only density models do, such as model=cnf"
         raise UsageError(f"{run.settings.model.name} draws no samples: {line}")
+    _check_format(list(draw(1, seed).shape[1:]), output)
     samples: np.ndarray = draw(num, seed).numpy()
     _write_samples(samples, output)
     return samples
 
 
-def _write_samples(samples: np.ndarray, output: Path | None) -> None:
-    shape, are_images = list(samples.shape[1:]), samples.ndim == 4
-    suffix = ".csv" if output is None else output.suffix
+def _check_format(shape: list[int], output: Path | None) -> None:
+    """Raise UsageError if samples of this shape cannot be written to this file, or to stdout."""
+    are_images, suffix = len(shape) == 3, ".csv" if output is None else output.suffix
     if are_images and suffix == ".csv":
         raise UsageError(f"the samples are images {shape}; write them to a file: --output FILE.png or FILE.npy")
     if suffix == ".png" and not are_images:
         raise UsageError(f"--output {output}: the samples are vectors {shape}, not images; use FILE.csv or FILE.npy")
-    if output is None or suffix == ".csv":
+
+
+def _write_samples(samples: np.ndarray, output: Path | None) -> None:
+    if output is None or output.suffix == ".csv":
         text = io.StringIO()
         header = ",".join(f"x{i}" for i in range(samples.shape[1]))
         np.savetxt(text, samples, fmt="%.9g", delimiter=",", header=header, comments="")
         _write_text(text.getvalue(), output)
         return
     file = io.BytesIO()
-    if suffix == ".npy":
+    if output.suffix == ".npy":
         np.save(file, samples)
     else:
         image_grid(samples).savefig(file, format="png", dpi=150)

@@ -341,6 +341,12 @@ def test_resume_passes_the_folder_and_returns_its_exit_code(calls, run):
     assert calls == [("resume", run, []), ("resume", run, ["trainer.epochs=30"])]
 
 
+@pytest.mark.parametrize("option", ["--fail-fast", "--retry=2", "--follow"])
+def test_resuming_a_run_takes_no_option_of_sweeps(calls, run, capsys, option):
+    assert fails(capsys, "resume", str(run), option).endswith("are for sweeps, and this is a run; leave them out")
+    assert calls == []
+
+
 def test_a_setting_that_cannot_change_is_refused_before_torch_is_imported(calls, run, capsys):
     folder = run.rename(run.parent / "my run")
     line = fails(capsys, "resume", str(folder), "tol=1e-5")

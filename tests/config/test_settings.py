@@ -160,6 +160,7 @@ INVALID = {
     "outputs=3": "outputs=3: text is needed; a number in quotes is text, as in \"outputs='1'\"",
     "extensions=a": "extensions=a: a list is needed, such as extensions=[my_module]",
     "optim=adam optim.betas=[0.9]": "optim.betas=[0.9]: 2 entries are needed",
+    "optim=adam optim.betas.x=1": "optim.betas.x=1: set all of optim.betas at once",
     "optim=adam optim.betas=[0.9,1.0]": "optim.betas[1]=1.0: must be less than 1",
     "optim=sgd optim.momentum=0 optim.nesterov=true": "optim.nesterov=true: needs a momentum; "
     "set optim.momentum, such as optim.momentum=0.9",
@@ -519,6 +520,7 @@ def test_new_options_replace_the_saved_groups(saved):
         ("tol=1,2", "tol=1,2: give one value only"),
         ("trainer.epochs=3", "trainer.epochs=3: has no effect after the training; leave it out"),
         ("optim.lr=1", "optim.lr=1: has no effect after the training; leave it out"),
+        ("trainer.figures=false", "trainer.figures=false: has no effect after the training; leave it out"),
         ("trainer.max_nfe=1", "trainer.max_nfe=1: has no effect after the training; leave it out"),
         ("trainer.validate_every=2", "trainer.validate_every=2: has no effect after the training; leave it out"),
         ("tol", "malformed setting 'tol'"),

@@ -44,6 +44,7 @@ def test_the_interval_of_an_error_is_that_of_its_logarithm():
     assert tuple(only_mean.interval) == pytest.approx(tuple(known.interval), rel=0.01)
     assert tuple(measured(RMSE, [0.3], std_error=0.003).interval) == pytest.approx((0.2942, 0.3059), rel=1e-3)
     assert measured(RMSE, [0.0, 0.0]).interval.low >= 0
+    assert measured(RMSE, [0.0, 1e-7, 1e-7]).interval.low >= 0  # its upper end is beyond the largest float
 
 
 def test_the_interval_over_test_samples_is_wilsons_or_of_the_mean():

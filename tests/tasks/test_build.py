@@ -145,16 +145,6 @@ def test_a_random_end_time_is_only_for_training(solve):
         assert evaluation(field, Z0, (0.0, 1.0)).t.tolist() == [0.0, 1.0]
 
 
-def test_an_evaluation_with_dynamics_measures_them(solve):
-    training, evaluation = solve("dynamics=taynode"), solve("dynamics=taynode", differentiable=False)
-    training(field, Z0, (0.0, 1.0))
-    with torch.no_grad():
-        evaluation(field, Z0, (0.0, 1.0))
-    (_, expected), (penalty, found) = training.pop_penalty(), evaluation.pop_penalty()
-    torch.testing.assert_close(found["dynamics/taylor"], expected["dynamics/taylor"])
-    assert not penalty.requires_grad
-
-
 class Noisy(torch.nn.Module):
     def __init__(self, draw):
         super().__init__()

@@ -155,6 +155,7 @@ def test_samples_and_predictions():
     assert samples.shape == (300, 2)
     assert torch.equal(samples, task.sample(300, seed=1))
     assert not torch.equal(samples, task.sample(300, seed=2))
+    assert task_of("trainer.eval_batch_size=7").outputs("validation", 15).shape == (15,)
     columns = task.predict("validation")
     mean = sum(columns["log_prob_nats"]) / 200
     assert -mean == pytest.approx(task.evaluate("validation")["nll_nats"], abs=1e-4)

@@ -33,6 +33,11 @@ CHOICES = {
 }
 
 
+def test_a_quantity_of_several_tasks_is_the_same_for_all():
+    for name in {name for of_task in QUANTITIES.values() for name in of_task}:
+        assert len({of_task[name] for of_task in QUANTITIES.values() if name in of_task}) == 1, name
+
+
 @pytest.mark.parametrize("overrides", CHOICES.values(), ids=list(CHOICES))
 def test_the_quantities_of_a_task_are_those_of_its_validation(overrides):
     torch.manual_seed(0)

@@ -407,6 +407,8 @@ def test_figures_show_inputs_and_held_out_points_of_the_first_test_series_for_an
         assert (drawn["observed"], drawn["held out from the model"]) == (30, 70)
         assert len(figure.axes[0].collections) > 0  # the band over latent samples
     assert titles[0] == titles[1] == [f"series {number}" for number in task._splits["test"].ids[:6].tolist()]
+    titles = [axes.get_title(loc="left") for axes in task.figures("validation")["series"].axes]
+    assert titles == [f"series {number}" for number in task._splits["validation"].ids[:6].tolist()]
 
 
 def test_examples_are_the_first_test_series_of_each_label(build):

@@ -382,6 +382,16 @@ def test_early_stopping_ends_a_training_that_no_longer_improves(train, monkeypat
     assert read_run(result.folder).status["step"] == 4 * (1 + 2)
 
 
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_early_stopping_ends_a_training_whose_objective_is_not_finite(train, monkeypatch, value):
+    evaluate = ClassificationTask.evaluate
+    monkeypatch.setattr(
+        ClassificationTask, "evaluate", lambda self, *given: evaluate(self, *given) | {"accuracy": value}
+    )
+    result = train("model=mlp", "trainer.epochs=9", "trainer.patience=2")
+    assert read_run(result.folder).status["step"] == 4 * 2
+
+
 def test_validations_that_only_tie_are_no_progress_but_the_longest_trained_weights_are_kept(train):
     run = read_run(train("model=mlp", "optim.lr=1e-12", "trainer.epochs=9", "trainer.patience=2").folder)
     steps, accuracies = run.series("val/accuracy")

@@ -24,7 +24,7 @@ from odebench.training.study import (
     task_outputs,
     to_double,
 )
-from odebench.training.trained_run import load_run, read_trained_run
+from odebench.training.trained_run import evaluate_run, load_run, read_trained_run
 
 
 @pytest.fixture
@@ -175,6 +175,18 @@ def test_a_line_a_row_is_added_that_the_reports_figure_reads(run, capsys):
     assert {line.label for line in shown.panels[0].lines} >= {"dopri5, split=test", "bosh3, split=test"}
     shown = figures.content("figure3", collect_runs([run]))
     assert [panel.title[:3] for panel in shown.panels] == ["(a)", "(b)", "(c)", "(d)"]
+
+
+def test_an_adaptive_method_with_fixed_steps_is_evaluated_once(run):
+    assert len(study_run(run, [["tol=0.1", "solver.steps=2"], ["tol=0.01", "solver.steps=2"]], limit=7)) == 1
+
+
+def test_an_evaluation_uses_the_threads_of_its_settings(run, monkeypatch):
+    used = []
+    monkeypatch.setattr(torch, "set_num_threads", used.append)
+    study_run(run, [["trainer.threads=3"], ["trainer.threads=2"]], limit=7)
+    evaluate_run(run, ["trainer.threads=4"], limit=7)
+    assert used == [3, 2, 4]
 
 
 def test_a_solver_of_fixed_steps_is_evaluated_once_whatever_the_tolerance(run):

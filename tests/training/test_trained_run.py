@@ -362,7 +362,7 @@ def test_sample_writes_npy_and_csv_and_over_nothing(cnf_run, tmp_path, capsys):
 
 
 def test_samples_that_are_images_become_a_picture_and_no_csv(tmp_path):
-    from odebench.training.trained_run import _write_samples
+    from odebench.training.trained_run import _check_format, _write_samples
 
     images = np.zeros((12, 1, 8, 8))
     _write_samples(images, tmp_path / "grid.png")
@@ -370,7 +370,7 @@ def test_samples_that_are_images_become_a_picture_and_no_csv(tmp_path):
     assert width > height > 100
     for output in (None, tmp_path / "images.csv"):
         with pytest.raises(UsageError, match=r"the samples are images \[1, 8, 8\]; write them to a file"):
-            _write_samples(images, output)
+            _check_format([1, 8, 8], output)
 
 
 @pytest.mark.parametrize(

@@ -16,39 +16,45 @@ class Quantity(NamedTuple):
     higher_is_better: bool = False
 
 
-_LOSS = Quantity("", "what the training minimises")
+# Tags have one description, so a quantity of several tasks is the same one for all of them.
+_LOSS = Quantity("", "the minimised loss; on a split without penalties and label smoothing, the KL's weight 1")
 _NFE = Quantity("evaluations", "NFE of a batch, all of its solves, mean over batches")
+_ACCURACY = Quantity("fraction", "fraction of samples classified correctly", higher_is_better=True)
+_NLL = Quantity("nats", "negative log-likelihood per sample; of a series, given its latent state")
+_KL = Quantity(
+    "nats", "KL divergence of a density from its target, KL(q || p), or of a series' posterior from the prior"
+)
 
 # By task: the quantities of its training batches and its splits. Each gives the tags train/NAME, val/NAME, test/NAME
 # and, at the end, best/NAME, final/train_NAME, final/val_NAME and final/test_NAME (odebench/record/layout.py).
 QUANTITIES: dict[str, dict[str, Quantity]] = {
     "classification": {
         "loss": _LOSS,
-        "accuracy": Quantity("fraction", "fraction of samples classified correctly", higher_is_better=True),
+        "accuracy": _ACCURACY,
         "nfe": _NFE,
     },
     "density": {
         "loss": _LOSS,
-        "nll_nats": Quantity("nats", "negative log-likelihood a sample"),
-        "bits_per_dim": Quantity("bits", "negative log-likelihood a dimension"),
-        "kl_nats": Quantity("nats", "Kullback-Leibler divergence of the model from the target, KL(q || p)"),
+        "nll_nats": _NLL,
+        "bits_per_dim": Quantity("bits", "negative log-likelihood per dimension"),
+        "kl_nats": _KL,
         "nfe": _NFE,
         "sampling_nfe": Quantity("evaluations", "NFE of one solve that draws samples"),
-        "samples_per_s": Quantity("samples/s", "samples drawn a second", higher_is_better=True),
-        "trace_std_nats": Quantity("nats", "deviation of the log-likelihood over draws of the trace estimator's noise"),
+        "samples_per_s": Quantity("samples/s", "samples drawn per second", higher_is_better=True),
+        "trace_std_nats": Quantity("nats", "standard deviation of the log-likelihood over the trace estimator's noise"),
     },
     "time_series": {
         "loss": _LOSS,
-        "nll_nats": Quantity("nats", "negative log-likelihood of a series given its latent state, mean over samples"),
-        "kl_nats": Quantity("nats", "Kullback-Leibler divergence of a series' posterior from the prior"),
+        "nll_nats": _NLL,
+        "kl_nats": _KL,
         "elbo_nats": Quantity("nats", "evidence lower bound of a series", higher_is_better=True),
-        "mse": Quantity("", "squared error of the mean prediction, over all observed numbers alike"),
-        "mse_per_feature": Quantity("", "squared error of the mean prediction, averaged by series and feature first"),
+        "mse": Quantity("", "mean squared error of the mean prediction, over all observed values"),
+        "mse_per_feature": Quantity("", "mean squared error within each series and feature, then averaged over them"),
         "rmse_interpolation": Quantity("", "root mean square error within the window that the model is given"),
         "rmse_extrapolation": Quantity("", "root mean square error after that window"),
         "rate_rmse": Quantity("events / time", "root mean square error of the inferred rate against the known one"),
         "constant_rate_rmse": Quantity("events / time", "root mean square error of each series' mean rate"),
-        "accuracy": Quantity("fraction", "fraction of labels predicted correctly", higher_is_better=True),
+        "accuracy": _ACCURACY,
         "auc": Quantity("fraction", "area under the ROC curve of the label", higher_is_better=True),
         "nfe": _NFE,
         "encoder_nfe": Quantity("evaluations", "NFE of the encoder, all solves of a batch"),
@@ -70,7 +76,7 @@ _SHORT_NAMES = {
     "elbo_nats": "ELBO",
     "kl_nats": "KL",
     "mse": "MSE",
-    "mse_per_feature": "MSE a feature",
+    "mse_per_feature": "MSE per feature",
     "nll_nats": "NLL",
     "rmse_extrapolation": "RMSE beyond",
     "rmse_interpolation": "RMSE within",
