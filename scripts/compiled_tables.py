@@ -64,7 +64,10 @@ def training(rows: list[Row]) -> str:
                 *(_steps_until_it_pays(eager, row) for row in others),
             ]
         )
-    about = "Medians, and quartiles in brackets. It pays after so many training steps; cold: without torch's cache."
+    about = (
+        "Medians, and quartiles in brackets. The last four columns: the number of training steps after which compiling "
+        "has paid for itself; cold: without torch's cache."
+    )
     return f"{markdown(header, lines)}\n\n{about}"
 
 
@@ -117,22 +120,22 @@ def _in_a_row(rows: Iterable[Row]) -> str:
 
 
 def headline(rows: list[Row]) -> str:
-    """A sentence with the speed of compiled solves, on the cases with their own batch size."""
+    """Sentences with the speed of compiled solves, on the cases with their own batch size."""
     own = [row for row in rows if row["batch"] == CASES[row["work"]].batch]
     by_case = {case: [row for row in own if row["work"] == case] for case in dict.fromkeys(row["work"] for row in own)}
-    torchdiffeq, diffrax = (
-        value_range(
-            speed
-            for mine in by_case.values()
-            for family in FAMILIES
-            if (speed := ratio(mine, family, library, _fastest_variant(rows))) is not None
-        )
-        for library in (BASE, "diffrax")
+
+    def speed(library: str, variant: str) -> str:
+        speeds = [ratio(mine, family, library, variant) for mine in by_case.values() for family in FAMILIES]
+        return value_range(one for one in speeds if one is not None)
+
+    fast = _fastest_variant(rows)
+    text = (
+        f"**A [compiled solve](docs/compiling.md) is {speed(BASE, fast)} times as fast as torchdiffeq's**, "
+        f"{speed('diffrax', fast)} times as fast as diffrax's (JAX), on {', '.join(f'`{case}`' for case in by_case)}"
     )
-    return (
-        f"**A [compiled solve](docs/compiling.md) is {torchdiffeq} times as fast as torchdiffeq's**, {diffrax} times "
-        f"as fast as diffrax's (JAX), on {', '.join(f'`{case}`' for case in by_case)}. Eager solves, times torchdiffeq:"
-    )
+    if fast == FAST:
+        text += f', with `compile_math="fast"`; without it, {speed(BASE, EXACT)} and {speed("diffrax", EXACT)} times'
+    return f"{text} ({rows[0]['cpu']}, {rows[0]['date']}). Eager solves, times torchdiffeq:"
 
 
 def _fastest_variant(rows: Iterable[Row]) -> str:

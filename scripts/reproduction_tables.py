@@ -207,7 +207,7 @@ def published_numbers(names: Iterable[str]) -> str:
         f"Reproduced: **{reproduced} of {reproduced + counts.total()}** published results that were trained in full;"
         f" the others are {others}. {partial} more come from\nshorter trainings and decide nothing yet. Of"
         f" {len(sizes)} numbers of parameters {agree} agree{'s' * (agree == 1)}. {recalled} of all these published"
-        " numbers are recalled\\*, not read again."
+        " numbers are quoted from memory\\*. Each is counted once, for the first row that has it."
     )
 
 

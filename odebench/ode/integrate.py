@@ -201,7 +201,7 @@ def _step_fixed(
         y_next = stepper.attempt(t, h, y, last)
         if stepper.failure is not None:
             return outcome(stepper.failure, t), abs(h)
-        # Record before ``accept``, which may overwrite the slopes of the interpolant.
+        # Record before ``stepper.accept``, which may overwrite the slopes of the interpolant.
         event_time = recorder.record(t, t_next, y, y_next)
         for observer in observers:
             observer.accept(t, y, h)

@@ -101,8 +101,8 @@ def solve(
     gradient: a name from ``GRADIENTS``, such as "backprop" or "adjoint", or one of the classes of
         ``odebench.ode.gradients`` with its options.
     group: processes of torch.distributed that each solve an equal share of the rows. The error is measured over all
-        rows, so that all processes take the steps that one process with all rows would take. For explicit methods with
-        shared steps only.
+        rows, so that all processes take the steps that one process with all rows would take. For explicit Runge-Kutta
+        methods with shared steps only.
     compile: whether to use torch.compile, which is worth it for small vector fields that are solved many times. "step"
         or True compiles the step, "solve" the whole loop; see docs/compiling.md.
     compile_math: "fast" computes tanh and small matrix products of float32 faster in a compiled solve, with other

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from odebench.ode.arguments import as_number, short_repr
 from odebench.ode.control import LargestRms, Norm, Tolerance
 from odebench.ode.forward_solve import ForwardSolve
-from odebench.ode.gradients.adjoint import AdjointSolve, BackwardSolve, quadrature_for
 from odebench.ode.gradients.adjoint_field import Quadrature, packed_size, unpack_gradients
+from odebench.ode.gradients.backward_solve import AdjointSolve, BackwardSolve, quadrature_for
 from odebench.ode.gradients.captured_tensors import (
     CapturedTensors,
     alive_tensors,

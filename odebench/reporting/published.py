@@ -40,7 +40,7 @@ class PublishedValue(NamedTuple):
     @property
     def citation(self) -> str:
         """The source; marks values quoted from memory."""
-        return f"{self.source}, recalled" if self.recalled else self.source
+        return f"{self.source} (quoted from memory)" if self.recalled else self.source
 
     def applies_to(self, run: Run) -> bool:
         """Whether the value can be compared with the run."""

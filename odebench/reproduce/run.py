@@ -98,7 +98,9 @@ def _list_results(reproduction: Reproduction) -> None:
     rows = [{name: row[name] or EMPTY for name in columns} for row in committed_results(reproduction.name)]
     print(f"{reproduction.title}\n{reproduction.source}\n")
     if rows:
-        table.print_table(table.Table.of(rows, words=columns, note="* recalled, not read again in the paper"))
+        table.print_table(
+            table.Table.of(rows, words=columns, note="* quoted from memory, not checked against the paper")
+        )
     else:
         print("no committed result has a published number")
 

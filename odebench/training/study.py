@@ -125,7 +125,7 @@ def study_run(
         part = "" if limit is None else f"first {limit:,} samples of the "
         print_text(
             "",
-            f"evaluated: {part}{split} split; ms, output error: of up to {NUM_OUTPUTS} samples; error relative to {REFERENCE}",
+            f"evaluated: {part}{split} split; ms: {NUM_OUTPUTS} samples at most; output error: against {REFERENCE}",
             "forward, backward: NFE and time of a training step; memory and gradients: of that step",
         )
     return results

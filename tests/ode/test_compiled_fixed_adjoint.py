@@ -20,7 +20,7 @@ from compiled_solves import (
 
 from odebench.ode import METHODS, Adjoint, InterpolatedAdjoint, SolveError, Tableau, solve
 from odebench.ode.compiled import fixed_adjoint
-from odebench.ode.gradients import adjoint
+from odebench.ode.gradients import backward_solve
 
 EXPLICIT = [name for name, method in METHODS.items() if isinstance(method, Tableau)]
 # Warnings of torch while its compiler starts.
@@ -49,8 +49,8 @@ MODES = [
 @pytest.fixture(autouse=True)
 def compiled_runs(monkeypatch):
     """The backward solves that the compiled loop has finished."""
-    runs, run = [], adjoint.run_fixed_adjoint
-    monkeypatch.setattr(adjoint, "run_fixed_adjoint", lambda *inputs: runs.append(run(*inputs)) or runs[-1])
+    runs, run = [], backward_solve.run_fixed_adjoint
+    monkeypatch.setattr(backward_solve, "run_fixed_adjoint", lambda *inputs: runs.append(run(*inputs)) or runs[-1])
     return runs
 
 

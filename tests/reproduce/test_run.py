@@ -114,7 +114,7 @@ def test_results_are_compared_with_published_values(new_calls, tmp_path, capsys,
     assert (node["samples"], low < 0.9956 < high) == ("10000", True)
     assert rows["ODE-Net", "parameters"]["verdict"] == "different architecture: 5.3 % less"
     assert rows["control: ResNet of one block", "final/test_accuracy"]["published"] == ""
-    assert "published: Chen et al. 2018, Table 1, recalled" in capsys.readouterr().out
+    assert "published: Chen et al. 2018, Table 1 (quoted from memory)" in capsys.readouterr().out
 
 
 def render_figure(name, *_):
@@ -382,7 +382,7 @@ def test_the_list_of_one_reproduction_has_the_rows_of_the_overview(capsys):
         for row in committed_results(name):
             shown = [row[column] for column in ("number", "published", "ours", "verdict")]
             assert all(text in page and text in out for text in shown)
-        assert "* recalled" in out
+        assert "* quoted from memory" in out
     assert main(["reproduce", "gradients", "--list"]) == 0
     assert "no committed result has a published number" in capsys.readouterr().out
     assert main(["reproduce", "tabel1", "--list"]) == 2

@@ -20,7 +20,7 @@ class GraphField(NamedTuple):
     math: str
 
     def time(self, t: Tensor, y: Tensor, inward: Tensor | None) -> Tensor:
-        """The float64 time t as f gets it; inward: the direction into the step, if t is the end of a step."""
+        """The float64 time t as f gets it; inward: the direction into the step, if t is an end of it."""
         time = t.to(y.dtype)
         if self.one_sided and inward is not None:
             time = torch.nextafter(time, time + inward.to(y.dtype))

@@ -203,7 +203,7 @@ class _Code:
     def __call__(self, *inputs: Any) -> Any:
         if self._compiled is not None:
             return self._compiled(*inputs)
-        log.info("compiling the %s, about 30 s, once", self._name)
+        log.info("compiling the %s, once; this takes half a minute or more", self._name)
         start = time.perf_counter()
         self._compiled = self._compile()
         results = self._compiled(*inputs)

@@ -20,7 +20,7 @@ STEP_COLUMNS = 4
 
 
 class LoopState(enum.IntEnum):
-    """Why the loop ended."""
+    """Whether the loop runs, or why it ended."""
 
     running = 0
     finished = 1

@@ -73,8 +73,11 @@ def _solve(mode: str, solve: ForwardSolve) -> IntegrationResult:
     used: UsedParameters | None = known
     graphs: int | None = num_graphs()
     if used is None or parameters is None:
-        first = first_evaluation(problem, mode) if mode != "backprop" else _leaves_of_f(problem, compiled)
-        problem.stats.nfe, parameters, graphs = nfe, first.parameters, None
+        if mode == "backprop":
+            parameters = _captured_tensors(problem, compiled)
+        else:
+            parameters = first_evaluation(problem, mode).parameters
+        problem.stats.nfe, graphs = nfe, None
         names = names_of([x for x in parameters if x.requires_grad], compiled.module)
         if names is None:
             compiled.forward.refuse(NO_PARAMETER)
@@ -95,8 +98,8 @@ def _solve(mode: str, solve: ForwardSolve) -> IntegrationResult:
     return result
 
 
-def _leaves_of_f(problem: InitialValueProblem, compiled: SolveGraphs) -> CapturedTensors:
-    """f at the first time, and the tensors that it uses besides y and args and that require a gradient.
+def _captured_tensors(problem: InitialValueProblem, compiled: SolveGraphs) -> list[Tensor]:
+    """The tensors that f uses at the first time besides y and args, and that require a gradient.
 
     Where ``first_evaluation`` raises an error, backpropagation can solve instead.
     """
@@ -108,10 +111,9 @@ def _leaves_of_f(problem: InitialValueProblem, compiled: SolveGraphs) -> Capture
         compiled.forward.refuse(
             "f uses a tensor with a gradient that was computed outside of it; pass it through args=(...)"
         )
-    k = k.detach().clone()
+    del k  # tensors that f made itself die with its graph
     own = set(map(id, (y, *args)))
-    captured = [x for x in alive_tensors(found) if id(x) not in own]
-    return CapturedTensors(captured, captured, k)
+    return [x for x in alive_tensors(found) if id(x) not in own]
 
 
 class _ExactGradient(torch.autograd.Function):

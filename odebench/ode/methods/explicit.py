@@ -22,7 +22,7 @@ MIDPOINT = Tableau(
 
 HEUN2 = Tableau(
     name="heun2",
-    source="Heun 1900, the trapezoidal rule",
+    source="Heun 1900, the explicit trapezoidal rule",
     order=2,
     c=(0.0, 1.0),
     a=((), (1.0,)),
@@ -81,8 +81,8 @@ ADAPTIVE_HEUN = Tableau(
     dense_order=2,
 )
 
-# Low-order classical Runge-Kutta formulas with stepsize control, the pair of orders 1 and 2. Its third stage is not
-# exactly f at the end of the step, but the extra stage is. The dense output is cubic Hermite interpolation.
+# From "Low-order classical Runge-Kutta formulas with stepsize control", the pair of orders 1 and 2. Its third stage is
+# not exactly f at the end of the step, but the extra stage is. The dense output is cubic Hermite interpolation.
 FEHLBERG2 = Tableau(
     name="fehlberg2",
     source="Fehlberg 1969",
@@ -97,7 +97,7 @@ FEHLBERG2 = Tableau(
     dense_order=2,
 )
 
-# A 3(2) pair of Runge-Kutta formulas. The dense output is cubic Hermite interpolation.
+# "A 3(2) pair of Runge-Kutta formulas". The dense output is cubic Hermite interpolation.
 BOSH3 = Tableau(
     name="bosh3",
     source="Bogacki & Shampine 1989",
@@ -112,8 +112,8 @@ BOSH3 = Tableau(
 
 _DOPRI5_B = (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0.0)
 
-# A family of embedded Runge-Kutta formulae. The embedded weights are Shampine's (Some practical Runge-Kutta formulas),
-# as in SciPy and torchdiffeq, so that step counts are comparable; Dormand and Prince published others.
+# From "A family of embedded Runge-Kutta formulae". The embedded weights are those of Shampine's "Some practical
+# Runge-Kutta formulas", as in SciPy and torchdiffeq, so that step counts are comparable; the paper has others.
 DOPRI5 = Tableau(
     name="dopri5",
     source="Dormand & Prince 1980; error weights and dense output Shampine 1986",
@@ -152,7 +152,7 @@ _TSIT5_B = (
     0.0,
 )
 
-# Runge-Kutta pairs of order 5(4) satisfying only the first column simplifying assumption.
+# "Runge-Kutta pairs of order 5(4) satisfying only the first column simplifying assumption"
 TSIT5 = Tableau(
     name="tsit5",
     source="Tsitouras 2011",

@@ -14,8 +14,8 @@ _DOPRI8_B = (
     -1041891430 / 1371343529, 760417239 / 1151165299, 118820643 / 751138087, -528747749 / 2220607170, 1 / 4, 0.0,
 )
 
-# High order embedded Runge-Kutta formulae, RK8(7)13M; the fractions are accurate to 18 digits. The 14th stage is f at
-# the end of the step, and is also the first stage of the next step.
+# From "High order embedded Runge-Kutta formulae", RK8(7)13M; the fractions are accurate to 18 digits. The 14th stage is
+# f at the end of the step, and is also the first stage of the next step.
 DOPRI8 = Tableau(
     name="dopri8",
     source="Prince & Dormand 1981",
@@ -101,8 +101,8 @@ _VERN7_B = (
     0.4939969170032485, -0.29430311714032503, 0.08131747232495111, 0.0,
 )
 
-# Numerically optimal Runge-Kutta pairs with interpolants, the "most efficient" pair of orders 7 and 6. No stage is f at
-# the end of the step, but the first extra stage is.
+# From "Numerically optimal Runge-Kutta pairs with interpolants", the "most efficient" pair of orders 7 and 6. No stage
+# is f at the end of the step, but the first extra stage is.
 VERN7 = Tableau(
     name="vern7",
     source="Verner 2010",

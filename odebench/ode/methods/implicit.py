@@ -140,7 +140,7 @@ RADAU_IIA5 = _collocation(
 
 TRAPEZOID = ImplicitTableau(
     name="trapezoid",
-    source="the trapezoidal rule; A-stable",
+    source="the implicit trapezoidal rule; A-stable",
     order=2,
     c=(0.0, 1.0),
     a=((0.0, 0.0), (1 / 2, 1 / 2)),
