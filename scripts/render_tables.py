@@ -61,7 +61,7 @@ REPRODUCED = {
     "hopper": partial(pivot_table, numbers=["final/test_mse"], separator=", ", swapped=True),
     "physionet": partial(result_table, numbers=["final/test_mse_per_feature", "final/test_mse", "final/test_auc"]),
     "memory-growth": growth_table,
-    "scope": partial(result_table, numbers=("nfe", "nfe_forward", "nfe_backward", "return_error", "gradient_error")),
+    "scope": partial(result_table, numbers=("nfe", "nfe_forward", "nfe_backward", "reversal_error", "gradient_error")),
     "cnf-cost": None,
 }
 # The page in docs/reproduced of a file that has none of its own name.

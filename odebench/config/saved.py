@@ -57,6 +57,9 @@ def saved_settings(settings: DictConfig, path: Path) -> DictConfig:
     if OmegaConf.select(settings, "model.name") is None:  # the file is damaged, not just older
         return settings
     completed = _plain(settings)
+    for group in PLURALS:
+        if group != "experiment" and not isinstance(completed.get(group, {}), dict):
+            raise UsageError(f"{path}: {group}={completed[group]}: must be a block of settings, with a name", group)
     if filled := _fill(completed, _defaults(completed)):
         defaults = ", ".join(f"{key}={'null' if value is None else value}" for key, value in filled.items())
         log.warning("%s was made before these settings existed; using %s", path, defaults)

@@ -143,7 +143,7 @@ def hold_out_series(
     """The indices of the series for training, for validation and for test.
 
     order: the indices of all series: the first num_test are for test, the next for validation, the rest for training.
-    train_limit: use only so many of the rest; None: use all. Raises UsageError for numbers out of range.
+    train_limit: use only this many of the rest; None: use all. Raises UsageError for numbers out of range.
     """
     limit = num_training(len(order) - num_test, validation, train_limit, "series")
     start = num_test + validation

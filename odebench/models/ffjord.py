@@ -74,6 +74,6 @@ def _check_scales(shape: tuple[int, ...], scales: int) -> None:
     if any(divisor < 2 ** (scales - 1) for divisor in halvings):
         size, most = " x ".join(map(str, shape[1:])), 1 + int(math.log2(min(halvings)))
         raise UsageError(
-            f"model.scales={scales}: images of {size} pixels cannot be halved so often; use at most {most}",
+            f"model.scales={scales}: images of {size} pixels cannot be halved that often; use at most {most}",
             "model.scales",
         )

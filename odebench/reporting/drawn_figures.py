@@ -69,7 +69,7 @@ def _nfe_panel(label: str, groups: Iterable[RunGroup]) -> Panel:
         Line(f"tolerance {tol:g}", np.array(starts), its, runs=[str(by_tol[tol].runs[0].path)])
         for tol, its in zip(tolerances, values, strict=True)
     ]
-    return Panel(label or "NFE over training", "epoch", "forward NFE of a step", lines)
+    return Panel(label or "NFE over training", "epoch", "forward NFE per step", lines)
 
 
 def _nfe_by_epoch(group: RunGroup) -> dict[int, list[float]]:

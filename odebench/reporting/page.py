@@ -14,6 +14,7 @@ from odebench.record.files import read_if_exists
 from odebench.reporting import notes, table
 from odebench.reporting.formatting import (
     BACKWARD,
+    DESCRIPTIONS,
     EMPTY,
     FORWARD,
     MINUTES,
@@ -136,7 +137,7 @@ def _runs_column(groups: Sequence[RunGroup]) -> Json:
         for group in groups
         for done in [len(group.done_runs)]
     ]
-    return _column("done", "runs", cells, True, help="completed runs, and all runs if some failed")
+    return _column("done", "runs", cells, True, help=DESCRIPTIONS["runs"])
 
 
 def _column(key: str, title: str, cells: Sequence[TableCell], is_numeric: bool = False, **more: Any) -> Json:

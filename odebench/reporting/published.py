@@ -15,7 +15,7 @@ from importlib.resources import files
 from typing import NamedTuple
 
 from odebench.reporting.formatting import BACKWARD, FORWARD
-from odebench.reporting.runs import Run, RunCollection, RunGroup
+from odebench.reporting.runs import Run, RunCollection, RunGroup, mean_and_std
 
 # Tags that run summaries do not have: backward NFE divided by forward NFE of a training step, and forward NFE in the
 # last epoch divided by that of the first record.
@@ -40,7 +40,7 @@ class PublishedValue(NamedTuple):
     @property
     def citation(self) -> str:
         """The source; marks values quoted from memory."""
-        return f"{self.source} (quoted from memory)" if self.recalled else self.source
+        return f"{self.source} (from memory)" if self.recalled else self.source
 
     def applies_to(self, run: Run) -> bool:
         """Whether the value can be compared with the run."""
@@ -93,9 +93,14 @@ def compare_with_published(collection: RunCollection) -> list[PublishedCompariso
 def group_mean_and_std(group: RunGroup, tag: str) -> tuple[float, float]:
     """The mean and standard deviation of a group's runs for a tag of published.csv."""
     if tag == NFE_RATIO:
-        forward = group.mean(FORWARD)
-        return (group.mean(BACKWARD) / forward if forward else math.nan), math.nan
+        return mean_and_std([nfe_ratio(run) for run in group.done_runs])
     return group.mean(tag), group.std(tag)
+
+
+def nfe_ratio(run: Run) -> float:
+    """Backward by forward NFE of a training; NaN if nothing was solved."""
+    forward = run.value(FORWARD)
+    return run.value(BACKWARD) / forward if forward else math.nan
 
 
 def training_fraction(run: Run) -> float | None:

@@ -90,6 +90,8 @@ def make_report(
     names = [] if figure is None else list(dict.fromkeys(split_names("--figure", figure)))
     _check_arguments(folders, names, table_format, output, split)
     _check_figure_options(names, output, style, data)
+    if columns is not None and (names or (output and output.suffix == PAGE_SUFFIX)):
+        raise UsageError(f"--columns {columns}: is for tables; leave it out, or write a table: --output FILE.csv")
     collection = collect_runs([Path(folder) for folder in folders], split)
     if not collection.runs and not (names and collection.bench):
         where = ", ".join(map(str, collection.folders))

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from odebench.config.schema.quantities import higher_is_better
 from odebench.reporting.figures import OUTPUT_ERROR
-from odebench.reporting.formatting import BACKWARD, FORWARD, MINUTES
-from odebench.reporting.published import NFE_GROWTH, NFE_RATIO, training_fraction
+from odebench.reporting.formatting import FORWARD, MINUTES
+from odebench.reporting.published import NFE_GROWTH, NFE_RATIO, nfe_ratio, training_fraction
 from odebench.reporting.runs import Row, Run, RunCollection, RunGroup, mean_and_std, number, read_evaluations, read_rows
 from odebench.reporting.table import num_seeds
 from odebench.reproduce import catalogue
@@ -132,8 +132,7 @@ def _values_by_seed(
             if line := _evaluation(run, row.evaluation, expected):
                 found[seed] = _evaluation_value(line, tag)
         elif tag == NFE_RATIO:
-            forward = run.value(FORWARD)
-            found[seed] = run.value(BACKWARD) / forward if forward else math.nan
+            found[seed] = nfe_ratio(run)
         elif tag == NFE_GROWTH:
             first = next((row["nfe/forward"] for row in read_rows(run) if row.get("nfe/forward")), math.nan)
             found[seed] = run.value(FORWARD) / first

@@ -62,7 +62,7 @@ class ProgressDisplay(ExitStack):
 
     def _fields(self, step: int, metrics: Mapping[str, float]) -> list[str]:
         """Return what a line about a step can show, the most important first."""
-        # By their size: the same number is shown once, as those of loss and NLL may be.
+        # Keyed by magnitude: if loss and NLL are equal, the number is shown once.
         numbers = {abs(value): (tag, value) for tag, value in metrics.items() if tag.startswith("train/")}
         values = [f"{short_name(tag.removeprefix('train/'))} {_format(value)}" for tag, value in numbers.values()]
         start = [_format_nfe(self._nfe[-1:]), self._epoch(step), self._eta(step)]

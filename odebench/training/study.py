@@ -64,7 +64,7 @@ _COST_COLUMNS = {
     "peak_mib": ("peak MiB", "{:.4g}"),
     "gradient_error_discrete": ("gradient error (discrete)", "{:.1e}"),
     "gradient_error": ("gradient error", "{:.1e}"),
-    "return_error": ("return error", "{:.1e}"),
+    "reversal_error": ("error after solving back", "{:.1e}"),
 }
 
 
@@ -115,7 +115,7 @@ def study_run(
         cells = {name: re.split(r"  \(| ±", text)[0] for name, text in run.task.format_metrics(metrics)}
         cells |= {title: form.format(metrics[name]) for name, (title, form) in _COST_COLUMNS.items() if name in metrics}
         solver = settings.evaluation_solver
-        table.append({"solver": solver.name, "tol": solver.accuracy.removeprefix("tol "), **varied, **cells})
+        table.append({"solver": solver.name, "tol": solver.step_control.removeprefix("tol "), **varied, **cells})
     if output is not None:
         write_evaluations(lines, output)
     if table:
@@ -177,7 +177,7 @@ class ReferenceModel:
             if cost and self._gradient is not None:
                 metrics["peak_mib"] = _peak_mib(run)
                 metrics["gradient_error"] = relative_error(gradient, self._gradient)
-                metrics["return_error"] = _return_error(task, split, self._num)
+                metrics["reversal_error"] = _reversal_error(task, split, self._num)
                 if (discrete := _discrete_gradient(self._saved, run, overrides)) is not None:
                     metrics["gradient_error_discrete"] = relative_error(gradient, discrete)
         except Diverged as error:
@@ -191,8 +191,8 @@ def relative_error(value: Tensor, exact: Tensor) -> float:
 
 
 @torch.no_grad()
-def _return_error(task: Task, split: str, num: int) -> float:
-    """Solve each ODE of the outputs forth and back. Returns the relative error of all initial states together."""
+def _reversal_error(task: Task, split: str, num: int) -> float:
+    """Solve each ODE forward, then backward from its end. Returns the relative error of all initial states together."""
     solve, starts, returned = task.eval_solve, list[Tensor](), list[Tensor]()
     assert solve is not None
 

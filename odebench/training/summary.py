@@ -66,7 +66,7 @@ def describe_settings(settings: Settings) -> str:
     if settings.cell_solver:
         step = f"steps of {options_of(settings.model)['encoder_step']:g} of the span"
         return f"{settings.model.name}, {settings.cell_solver}, {step}, backprop"
-    return f"{settings.model.name}, {solver.name}, {solver.accuracy}, {settings.gradient.name}"
+    return f"{settings.model.name}, {solver.name}, {solver.step_control}, {settings.gradient.name}"
 
 
 def result_rows(

@@ -222,13 +222,14 @@ def append_evaluation(
     Logs a warning if the file cannot be written, for example because the folder belongs to another user.
     """
     solver = run.settings.evaluation_solver
+    tol = solver.rtol if solver.rtol == solver.atol else f"{solver.rtol or 0:g}/{solver.atol or 0:g}"
     line = {
         "time": utc_now(),
         "overrides": overrides,
         "split": split,
         "limit": limit,
         "solver": solver.name,
-        "tol": None if solver.fixed else solver.rtol if solver.rtol == solver.atol else f"{solver.rtol}/{solver.atol}",
+        "tol": None if solver.fixed else tol,
         **metrics,
     }
     path = run.path / layout.EVALUATIONS

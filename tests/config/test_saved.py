@@ -74,6 +74,14 @@ def test_settings_without_a_model_are_returned_unchanged(tmp_path):
     assert saved_settings(run.settings, run.path) == run.settings
 
 
+def test_a_group_that_is_no_block_is_one_line(tmp_path):
+    run = run_lacking(tmp_path, ["model=mlp"])
+    with open_dict(run.settings):
+        run.settings.solver = "dopri5"
+    with pytest.raises(UsageError, match="solver=dopri5: must be a block of settings"):
+        saved_settings(run.settings, run.path)
+
+
 def test_an_error_in_a_runs_settings_names_their_file(tmp_path):
     settings = compose(["model=mlp"])
     with open_dict(settings):

@@ -47,7 +47,7 @@ def test_the_published_value_is_a_dashed_line_and_of_the_test_split(corpus, poin
     (axes,) = figures.draw("result-time", collect_runs([corpus], split="test")).axes
     (reference,) = [line for line in axes.lines if line.get_label().startswith("published")]
     assert list(reference.get_ydata()) == [99.58, 99.58]
-    assert "quoted from memory" in reference.get_label()
+    assert "from memory" in reference.get_label()
     assert reference.get_linestyle() != "-"
     assert points(axes)["adjoint"][0][1] == 94.0
     assert axes.get_ylabel() == "test accuracy (%)"
@@ -383,7 +383,7 @@ def test_a_published_value_is_written_at_its_line_and_its_source_in_the_legend(c
     figure = figures.draw("result-nfe", collect_runs([corpus], split="test"))
     assert "ODE-Net: 0.42 % error" in {text.get_text() for text in figure.axes[0].texts}
     named = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert sorted(named) == ["adjoint", "backprop", "published, test: Chen et al. 2018, Table 1 (quoted from memory)"]
+    assert sorted(named) == ["adjoint", "backprop", "published, test: Chen et al. 2018, Table 1 (from memory)"]
 
 
 def test_tolerances_are_labelled_only_on_lines_with_several(record, runs):

@@ -13,7 +13,7 @@ PUBLISHED = read_published()
 def test_every_published_value_has_a_source_and_a_recalled_flag():
     assert all(one.of and one.row and one.printed and one.source for one in PUBLISHED)
     assert {one.recalled for one in PUBLISHED if one.of in ("table1", "figure4", "table2")} == {True}
-    assert all(one.citation.endswith("(quoted from memory)") == one.recalled for one in PUBLISHED)
+    assert all(one.citation.endswith("(from memory)") == one.recalled for one in PUBLISHED)
 
 
 def test_experiments_and_tags_of_published_values_exist(root):
@@ -44,7 +44,7 @@ def test_published_values_are_compared_only_with_runs_of_their_experiment(record
     assert {run.settings["experiment"] for run in compared[""].group.runs} == {"paper/mnist_odenet"}
     row = notes.published_table(collection).texts[1]
     assert row[:5] == ["ODE-Net", "0.42 % error", "99.58 %", "94 %", "2"]
-    assert row[-1] == "Chen et al. 2018, Table 1 (quoted from memory)"
+    assert row[-1] == "Chen et al. 2018, Table 1 (from memory)"
 
 
 def test_other_runs_have_no_published_values(record, runs):

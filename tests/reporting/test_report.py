@@ -157,7 +157,7 @@ def test_the_numbers_behind_a_heat_map_and_dots_are_written(report, corpus, tmp_
         assert report(corpus, "--figure", name, "--data", tmp_path / f"{name}.csv")[0] == 0
         found[name] = list(csv.DictReader((tmp_path / f"{name}.csv").read_text().splitlines()))
     cell = next(row for row in found["nfe-heatmap"] if row["series"] == "tolerance 0.01" and float(row["x"]) == 2)
-    assert (cell["x_name"], cell["y_name"]) == ("epoch", "forward NFE of a step")
+    assert (cell["x_name"], cell["y_name"]) == ("epoch", "forward NFE per step")
     assert float(cell["y"]) == 24  # the mean of steps 3 and 4 over seeds 0 and 1: 20 + 3.5 + 0.5
     assert cell["run"].startswith(str(corpus))
     bench = list(csv.DictReader((corpus / "results.csv").read_text().splitlines()))
@@ -203,6 +203,7 @@ def test_the_figures_are_listed_without_a_folder(report):
         (["RUNS", "--split", "tets"], "did you mean test"),
         (["RUNS", "--columns", "best/acuracy"], "did you mean best/accuracy"),
         (["RUNS", "--columns", ","], "--columns needs a name"),
+        (["RUNS", "--columns", "all", "--figure", "pareto", "--output", "NEW.png"], "--columns all: is for tables"),
         (["RUNS", "--figure", ",", "--output", "new"], "--figure needs a name"),
         (["RUNS", "--output", "RUNS"], "is not empty"),
         (["EMPTY"], "no runs in"),
@@ -390,7 +391,7 @@ def test_a_page_sorts_filters_and_shows_runs_in_a_browser(report, record, runs, 
     assert f"forward NFE of a training step: {settings['x'][0]:g}" in results["hovered"]
     assert f"tol: {tol}" in results["hovered"]
     assert results["highlighted"] == [1, True]
-    assert "tolerance 1e-05epoch: 2forward NFE of a step: 34tol: 1e-05" in results["cell"]
+    assert "tolerance 1e-05epoch: 2forward NFE per step: 34tol: 1e-05" in results["cell"]
     assert all(map(all, results["dimmed"]))
     assert len(results["dimmed"]) > 3
 

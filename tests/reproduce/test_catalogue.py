@@ -24,7 +24,7 @@ EVALUATION_TAGS = (
     "step_ms",
     "gradient_error",
     "gradient_error_discrete",
-    "return_error",
+    "reversal_error",
 )
 
 

@@ -114,7 +114,7 @@ def test_results_are_compared_with_published_values(new_calls, tmp_path, capsys,
     assert (node["samples"], low < 0.9956 < high) == ("10000", True)
     assert rows["ODE-Net", "parameters"]["verdict"] == "different architecture: 5.3 % less"
     assert rows["control: ResNet of one block", "final/test_accuracy"]["published"] == ""
-    assert "published: Chen et al. 2018, Table 1 (quoted from memory)" in capsys.readouterr().out
+    assert "published: Chen et al. 2018, Table 1 (from memory)" in capsys.readouterr().out
 
 
 def render_figure(name, *_):

@@ -214,7 +214,7 @@ def test_several_gradient_modes_show_the_errors_of_the_gradient(run):
     assert max(row["nfe_backward"] for row in backprop) == 0 < min(row["nfe_backward"] for row in adjoint)
     for coarse, fine in (backprop, adjoint):
         assert fine["gradient_error"] < 0.01 < coarse["gradient_error"]
-        assert 0 < fine["return_error"] < 0.1 * coarse["return_error"]
+        assert 0 < fine["reversal_error"] < 0.1 * coarse["reversal_error"]
 
 
 def test_asked_for_gradients_one_mode_is_compared_too_and_the_memory_of_the_step(run):

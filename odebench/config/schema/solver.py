@@ -37,7 +37,7 @@ class SolverSettings(Choice):
         return self.steps is not None or self.step_size is not None
 
     @property
-    def accuracy(self) -> str:
+    def step_control(self) -> str:
         """How steps are chosen, as text: ``8 steps``, ``step size 0.1``, ``tol 0.001`` or ``rtol 0.001 atol 1e-05``."""
         if self.steps is not None:
             return f"{self.steps} steps"
@@ -59,7 +59,7 @@ class CheckpointGradientSettings(Choice):
 
 @dataclass(frozen=True)
 class AdjointGradientSettings(Choice):
-    """The settings of ``adjoint`` and ``interpolated_adjoint``; null takes that of the forward solve."""
+    """The settings of ``adjoint`` and ``interpolated_adjoint``; null takes the forward solve's value."""
 
     rtol: PositiveFloat | None
     atol: PositiveFloat | None
