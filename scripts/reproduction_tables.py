@@ -279,18 +279,19 @@ def error_line(rows: Sequence[Row]) -> str:
 def width_table(rows: Sequence[Row]) -> str:
     """The table for Figure 4: a line per target, a column per width M of the CNF and depth K = M of the planar flow.
 
-    A last line has the numbers of parameters. Other rows, such as that of equal size, are left out.
+    A last column has the CNF with as many parameters as the deepest flow, and a last line the numbers of parameters.
     """
     found: dict[str, dict[str, list[str]]] = {}
     sizes: dict[str, dict[str, None]] = {}
     for name, its in by_row(rows).items():
-        parts = re.fullmatch(r"(.*): (.*), [MK] = (\d+)", name)
+        parts = re.fullmatch(r"(.*): .*, [MK] = (\d+)(, .*)?", name)
         if parts and KL in its:
-            found.setdefault(parts[1], {}).setdefault(parts[3], []).append(result_cell(its, KL))
-            sizes.setdefault(parts[3], {})[f"{float(its['parameters']['ours']):,.0f}"] = None
+            size = f"M = {parts[2]}{parts[3]}" if parts[3] else f"M = K = {parts[2]}"
+            found.setdefault(parts[1], {}).setdefault(size, []).append(result_cell(its, KL))
+            sizes.setdefault(size, {})[f"{float(its['parameters']['ours']):,.0f}"] = None
     lines = [[target, *(", ".join(its[size]) for size in sizes)] for target, its in found.items()]
     lines.append(["parameters", *("; ".join(counts) for counts in sizes.values())])
-    return markdown(["test KL (nats): CNF, planar flow", *(f"M = K = {size}" for size in sizes)], lines)
+    return markdown(["test KL (nats): CNF, planar flow", *sizes], lines)
 
 
 def growth_table(rows: Sequence[Row]) -> str:
