@@ -19,7 +19,7 @@ from odebench.reproduce.catalogue import DEFAULT_MARGIN
 from odebench.reproduce.table import RowVerdict
 
 ROW_IN = 0.23
-LIMITS = 0.09, 30.0  # of the x-axis
+LIMITS = 0.03, 60.0  # of the x-axis
 # Verdict -> colour and marker.
 STYLES = {
     verdicts.REPRODUCED: (style.GREEN, "o"),
@@ -63,6 +63,8 @@ def _forest_row(name: str, line: RowVerdict, margin: float) -> ForestRow:
 
 def worse_factor(tag: str, ours: float, published: float) -> float:
     """How many times ours is worse than published: 1 if equal, infinite without any skill or below zero."""
+    if verdicts.logarithmic_unit(tag):
+        return ours / published
     one, other = (verdicts.scale(tag, value) for value in (ours, published))
     if verdicts.larger_is_better(tag) and not tag.endswith("accuracy"):
         one, other = other, one
@@ -84,7 +86,8 @@ def draw(rows: Sequence[ForestRow]) -> Figure:
         shown.add(row.word)
     axes.set_xscale("log")
     axes.set_xlim(*LIMITS)
-    axes.set_xticks([0.1, 0.2, 0.5, 1, 2, 5, 10, 20], ["0.1", "0.2", "0.5", "1", "2", "5", "10", "20"])
+    ticks = [0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.set_yticks(range(len(rows)), [row.label for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)

@@ -10,6 +10,7 @@ The record of a picture is a file in docs/results, or runs in outputs/pictures, 
 import argparse
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -164,7 +165,7 @@ def figure4() -> Figure:
     for row, numbers in numbers_of("figure4").items():
         target, _, words = row.partition(": ")
         model, _, size = words.partition(", ")
-        if size[:1] in "MK" and size[-1:].isdigit() and "final/test_kl_nats" in numbers:
+        if re.fullmatch(r"[MK] = \d+", size) and "final/test_kl_nats" in numbers:
             point = int(size.rpartition(" ")[2]), numbers["final/test_kl_nats"]
             found.setdefault(target, {}).setdefault(model, []).append(point)
     x, y = "width M of the CNF, depth K of the planar flow", "test KL(q || p) (nats)"

@@ -54,7 +54,9 @@ REPRODUCED = {
     "ffjord-toy": partial(pivot_table, numbers=[NLL, "final/test_nfe"], separator=": "),
     "ffjord-toy-full": None,
     "ffjord-mnist": partial(result_table, numbers=("final/test_bits_per_dim", "final/test_nfe")),
-    "regularisers": partial(result_table, numbers=(NLL, "final/test_nfe", "final/nfe_forward")),
+    "regularisers": partial(
+        result_table, numbers=(NLL, "final/test_nfe", "final/nfe_forward", "final/test_sampling_nfe", "final/minutes")
+    ),
     "spirals": None,
     "table2": partial(pivot_table, numbers=["final/test_rmse_extrapolation"], separator=", "),
     "poisson": partial(result_table, numbers=("final/test_rate_rmse", "final/test_constant_rate_rmse")),
@@ -132,6 +134,8 @@ def reproduction_pages() -> dict[Path, dict[str, str]]:
         if table := REPRODUCED[page]:
             tables["results"] = table(results.read(page))
         found[DOCS / "reproduced" / f"{page}.md"] = tables
+    full_toys = results.read("ffjord-toy-full")
+    found[DOCS / "reproduced" / "ffjord-toy.md"]["full"] = pivot_table(full_toys, numbers=[NLL], separator=": ")
     found[DOCS / "reproduced" / "table1.md"]["seeds"] = result_table(
         results.read("table1-tiny"), ("final/test_accuracy", "final/nfe_forward", "nfe_growth", "final/step_ms")
     )

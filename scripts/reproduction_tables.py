@@ -152,7 +152,7 @@ def missed_by_chance(names: Iterable[str]) -> str:
     return (
         f"Of the {len(full)} intervals of complete trainings, {0.05 * len(full):.1f} should miss the published value by"
         f" chance even if each were\nreproduced exactly; {missed} do. The published values have errors of their own,"
-        " which the papers do not give."
+        " which Chen et al. do not give."
     )
 
 
@@ -295,20 +295,23 @@ def width_table(rows: Sequence[Row]) -> str:
 
 
 def growth_table(rows: Sequence[Row]) -> str:
-    """A table of saved and peak memory of rows named "A, L = DEPTH": at both ends, and by how much a layer adds."""
+    """A table of saved and peak memory of rows named "A, L = DEPTH": at both ends, and for a layer at the last."""
     found: dict[str, dict[int, dict[str, Row]]] = {}
     for name, its in by_row(rows).items():
         line, depth = name.split(", L = ")
         found.setdefault(line, {})[int(depth)] = its
     lines = []
     for line, by_depth in found.items():
-        first, last = min(by_depth), max(by_depth)
+        depths = sorted(by_depth)
+        first, before, last = depths[0], depths[-2], depths[-1]
         cells = [line]
         for tag in MEMORY_TAGS:
-            low, high = (float(by_depth[depth][tag]["ours"]) for depth in (first, last))
-            cells.append(f"{low:.2f} to {high:.2f}, {(high - low) / (last - first):.3f}")
+            low, middle, high = (float(by_depth[depth][tag]["ours"]) for depth in (first, before, last))
+            cells.append(f"{low:.2f} to {high:.2f}, {(high - middle) / (last - before):.3f}")
         lines.append(cells)
-    return markdown([f"MiB, L = {first} to {last}, and for each further layer", "saved for backward", "peak"], lines)
+    return markdown(
+        [f"MiB, L = {first} to {last}, and for each layer from L = {before} on", "saved for backward", "peak"], lines
+    )
 
 
 def cost_table(rows: Sequence[Row]) -> str:

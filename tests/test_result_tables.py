@@ -247,6 +247,14 @@ def test_every_result_file_name_matches_its_rows(tables):
         assert path.name == ".".join([name, *results.machines(rows), *results.versions(rows), "csv"])
 
 
+def test_the_minutes_of_a_row_are_those_of_its_trainings(tables):
+    for name in tables.REPRODUCED:
+        rows = tables.results.read(name)
+        measured = {row["row"]: float(row["ours"]) for row in rows if row["number"] == "final/minutes" and row["ours"]}
+        of_row = {row["row"]: float(row["minutes"]) for row in rows if row["row"] in measured}
+        assert of_row == pytest.approx(measured), name
+
+
 def reproduced(row, number, **columns):
     empty = dict.fromkeys(("published", "ours", "spread", "samples", "share", "missing", "minutes", "verdict"), "")
     where = {"machine": "CPU", "commit": "", "date": "2026-01-02", "command": "odebench reproduce table1 seed=0,1"}
@@ -439,7 +447,7 @@ def test_the_table_of_memory_has_both_ends_and_the_growth(script):
         for kind in ("saved", "peak")
     ]
     text = script("reproduction_tables").growth_table(rows).splitlines()
-    assert text[0] == "| MiB, L = 1 to 21, and for each further layer | saved for backward | peak |"
+    assert text[0] == "| MiB, L = 1 to 21, and for each layer from L = 6 on | saved for backward | peak |"
     growing, constant = "2.50 to 12.50, 0.500", "3.00 to 3.00, 0.000"
     expected = [("ResNet", growing, growing), ("ODE-Net, adjoint", constant, constant)]
     assert text[2:] == [f"| {' | '.join(line)} |" for line in expected]

@@ -280,9 +280,9 @@ def larger_is_better(tag: str) -> bool:
 def absolute_margin(tag: str, margin: float, reference: float) -> float:
     """The margin in the unit of the tag.
 
-    For nats, `margin` is absolute; for the rest, relative to `scale`.
+    For nats and bits, `margin` is absolute; for the rest, relative to `scale`.
     """
-    return margin if tag.endswith("_nats") else margin * scale(tag, reference)
+    return margin * scale(tag, reference)
 
 
 def _scaled_margin(ours: Measurement, margin: float, reference: float) -> float:
@@ -290,9 +290,14 @@ def _scaled_margin(ours: Measurement, margin: float, reference: float) -> float:
     return math.log1p(margin) if ours.is_error else absolute_margin(ours.tag, margin, reference)
 
 
+def logarithmic_unit(tag: str) -> str:
+    """The unit of a logarithm of a likelihood, which has no natural zero; "" for other tags."""
+    return "nats" if tag.endswith("_nats") else "bits" if tag.endswith("bits_per_dim") else ""
+
+
 def scale(tag: str, reference: float) -> float:
-    """Return the unit of deviations: an accuracy's error, an AUC's skill above chance, 1 for nats, else the value."""
-    if tag.endswith("_nats"):
+    """Return the unit of deviations: an accuracy's error, an AUC's skill above chance, 1 nat or bit, else the value."""
+    if logarithmic_unit(tag):
         return 1.0
     if tag.endswith("accuracy"):
         return 1.0 - reference
@@ -311,8 +316,8 @@ def describe_deviation(tag: str, ours: float, published: float) -> str:
     worse = deviation(tag, ours, published)
     if worse == 0:
         return "equal"
-    if tag.endswith("_nats"):
-        size = f"{format_number(abs(worse))} nats"
+    if unit := logarithmic_unit(tag):
+        size = f"{format_number(abs(worse))} {unit}"
     else:
         size = f"{100 * abs(worse):.{0 if abs(worse) >= 0.1 else 1}f} %"
     if tag.endswith("auc"):
