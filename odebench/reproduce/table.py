@@ -74,11 +74,13 @@ def verdict_table(lines: Sequence[RowVerdict]) -> Table:
 
 
 def format_interval(ours: Measurement) -> str:
-    """Format the 95 % interval in displayed units, with two digits of its half-width."""
+    """Format the 95 % interval in displayed units, with two digits of its half-width, one of an error's lower end."""
     low, high = (display_scale(ours.tag) * end for end in ours.interval)
     if not high > low:
         return EMPTY
     decimals = max(1 - math.floor(math.log10((high - low) / 2)), 0)
+    if ours.is_error and low > 0:  # an interval of logarithms never reaches 0
+        decimals = max(decimals, -math.floor(math.log10(low)))
     return f"{low:,.{decimals}f} to {high:,.{decimals}f}"
 
 

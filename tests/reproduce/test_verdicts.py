@@ -208,5 +208,6 @@ def test_a_measurement_is_read_back_from_the_columns_of_its_file():
 
 def test_an_interval_has_two_digits_of_its_half_width():
     assert format_interval(measured(RMSE, SEEDS)) == "0.184 to 0.255"
+    assert format_interval(measured(RMSE, [0.19, 1.56, 0.23])) == "0.02 to 7.37"
     assert format_interval(measured(ACCURACY, [0.996], samples=10_000)) == "99.46 to 99.71"
     assert format_interval(measured(RMSE, [0.1])) == "-"
