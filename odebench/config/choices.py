@@ -6,7 +6,7 @@ from typing import Any, get_type_hints
 
 from odebench.config.files import options
 from odebench.config.groups import PLURALS
-from odebench.config.parsing import format_value, read_dataclass, read_value
+from odebench.config.parsing import as_written, read_dataclass, read_value
 from odebench.config.plugins import check_signature, known_names, lookup
 from odebench.config.schema import CHOICES, PluginSettings
 from odebench.config.schema.solver import NO_SOLVER, SolverSettings
@@ -29,7 +29,7 @@ def read_choice(group: str, node: Mapping[str, Any], extensions: Any, config_dir
     if isinstance(name, str) and name in builtin:
         return read_dataclass(builtin[name], node, f"{group}.")
     if group not in ("model", "data"):
-        raise unknown_name(group, format_value(name), builtin, PLURALS[group])
+        raise unknown_name(group, as_written(name), builtin, PLURALS[group])
     known = known_names(group, builtin, extensions)
     if not isinstance(name, str) or name not in known:
         raise _unknown(group, name, known, extensions, config_dir)
@@ -39,21 +39,21 @@ def read_choice(group: str, node: Mapping[str, Any], extensions: Any, config_dir
     return PluginSettings(name, given)
 
 
-def _unknown(group: str, name: Any, known: list[str], modules: Any, config_dir: str | None) -> UsageError:
+def _unknown(group: str, name: Any, known: list[str], extensions: Any, config_dir: str | None) -> UsageError:
     """Return the error for an unknown name. If a user's YAML file for it exists, the error asks for its module."""
     if config_dir is None or name not in options(group, config_dir):
-        return unknown_name(group, format_value(name), known, PLURALS[group])
-    line = f"its YAML file exists, but extensions={format_value(modules)} has no {group} of that name"
+        return unknown_name(group, as_written(name), known, PLURALS[group])
+    line = f"its YAML file exists, but extensions={as_written(extensions)} has no {group} of that name"
     return UsageError(f"{group}={name}: {line}; add the module, as in extensions=[my_module]", group, "extensions")
 
 
-def read_solver(node: Mapping[str, Any], modules: Any, config_dir: str | None) -> SolverSettings:
+def read_solver(node: Mapping[str, Any], extensions: Any, config_dir: str | None) -> SolverSettings:
     """Read the settings of a solver. Keys that only its method has are stored in ``SolverSettings.options``."""
     name = node.get("name")
-    known = [*known_names("solver", METHODS, modules), NO_SOLVER]
+    known = [*known_names("solver", METHODS, extensions), NO_SOLVER]
     if name not in known:
-        raise _unknown("solver", name, known, modules, config_dir)
-    method: Any = None if name == NO_SOLVER else lookup("solver", str(name), METHODS, modules)
+        raise _unknown("solver", name, known, extensions, config_dir)
+    method: Any = None if name == NO_SOLVER else lookup("solver", str(name), METHODS, extensions)
     own = {key: node[key] for key in getattr(method, "options", ()) if key in node}
     hints = get_type_hints(type(method)) if own else {}
     options = {key: read_value(hints[key], f"solver.{key}", value) for key, value in own.items()}

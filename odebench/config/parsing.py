@@ -76,7 +76,7 @@ def read_value(annotation: Any, key: str, value: Any) -> Any:
 
 def _wrong(key: str, value: Any, problem: str) -> UsageError:
     """Return the error for the value of a setting, or of one entry of a list, such as ``optim.betas[0]``."""
-    return UsageError(f"{key}={format_value(value)}: {problem}", key.partition("[")[0])
+    return UsageError(f"{key}={as_written(value)}: {problem}", key.partition("[")[0])
 
 
 def _read_union(choices: list[Any], key: str, value: Any) -> Any:
@@ -125,12 +125,12 @@ def _needed(kind: Any, key: str) -> str:
     return "a mapping is needed"
 
 
-def format_value(value: Any) -> str:
+def as_written(value: Any) -> str:
     """Format ``value`` as a user writes it in YAML or on the command line."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
-        return "[" + ",".join(format_value(entry) for entry in value) + "]"
+        return "[" + ",".join(as_written(entry) for entry in value) + "]"
     return str(value)

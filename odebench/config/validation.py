@@ -7,7 +7,7 @@ from operator import attrgetter
 from typing import Any, cast
 
 from odebench.config.files import config_folders, options
-from odebench.config.parsing import format_value
+from odebench.config.parsing import as_written
 from odebench.config.plugins import known_names, lookup
 from odebench.config.schema import CHOICES
 from odebench.config.schema.base import Choice
@@ -56,7 +56,7 @@ def _check_labels(s: Settings) -> None:
     for tag in s.tags:
         if not re.fullmatch(r"[\w.:/+-]+", tag):
             line = "a tag is one word of letters, digits and _ . : / + -, such as tags=[baseline,lr_0.1]"
-            raise UsageError(f"tags={format_value(s.tags)}: {tag!r} is no tag; {line}", "tags")
+            raise UsageError(f"tags={as_written(s.tags)}: {tag!r} is no tag; {line}", "tags")
 
 
 def _check_task(s: Settings) -> None:
@@ -197,7 +197,7 @@ _SETTINGS = {
 
 def _spell(argument: str, value: Any) -> str:
     """Format an argument and its value as the user writes them on the command line."""
-    return f"{_SETTINGS[argument]}={format_value(value)}"
+    return f"{_SETTINGS[argument]}={as_written(value)}"
 
 
 def _check_encoder(s: Settings) -> None:
@@ -232,7 +232,7 @@ def _check_training(s: Settings) -> None:
     if isinstance(schedule, MultiStepSettings) and any(
         b <= a for a, b in zip(schedule.milestones, schedule.milestones[1:], strict=False)
     ):
-        line = f"schedule.milestones={format_value(schedule.milestones)}: must increase"
+        line = f"schedule.milestones={as_written(schedule.milestones)}: must increase"
         raise UsageError(line, "schedule.milestones")
     warmup = getattr(schedule, "warmup_epochs", 0)
     if warmup > epochs and s.trainer.iterations is None:

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from odebench.config.parsing import format_value
+from odebench.config.parsing import as_written
 from odebench.record import layout
 from odebench.record.reader import RunOverview, read_overrides
 
@@ -121,7 +121,7 @@ def short_value(value: Any) -> str:
     """Format a setting; a number of more than eight characters with four digits. "-" if there is none."""
     if value in (None, "none"):
         return "-"
-    text = format(value, "g") if isinstance(value, float) else format_value(value)
+    text = format(value, "g") if isinstance(value, float) else as_written(value)
     try:
         return f"{float(text):.4g}" if len(text) > 8 else text
     except ValueError:

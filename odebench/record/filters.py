@@ -13,7 +13,7 @@ from typing import Any
 
 from odebench.config.files import known_keys
 from odebench.config.groups import PLURALS
-from odebench.config.parsing import format_value
+from odebench.config.parsing import as_written
 from odebench.errors import UsageError, nearest_setting, unknown_name
 from odebench.record.layout import STATUSES, TAGS
 from odebench.record.reader import RunOverview, read_overrides
@@ -107,7 +107,7 @@ class RunFilter:
         if self.sign in _ORDERS:
             is_number = isinstance(found, int | float) and not isinstance(found, bool)
             return is_number and isinstance(wanted, float) and _ORDERS[self.sign](found, wanted)
-        values = [*found, format_value(found)] if isinstance(found, list) else [found]
+        values = [*found, as_written(found)] if isinstance(found, list) else [found]
         equal = any(_equals(value, wanted, self.value) for value in values)
         return equal != (self.sign == "!=")
 
@@ -124,7 +124,7 @@ def _equals(value: Any, wanted: float | str, pattern: str) -> bool:
     """Whether a value is the wanted one. pattern: the wanted text, in which * stands for any text."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value == wanted
-    text = format_value(value)
+    text = as_written(value)
     return text == pattern or fnmatch.fnmatchcase(text, pattern)
 
 
@@ -138,7 +138,7 @@ def sorted_runs(runs: Sequence[RunOverview], key: str, reverse: bool) -> list[Ru
 
 def _order(value: Any) -> tuple[int, float, str]:
     is_number = isinstance(value, int | float)
-    return (0, value, "") if is_number else (1, 0.0, format_value(value))
+    return (0, value, "") if is_number else (1, 0.0, as_written(value))
 
 
 def disk_bytes(folder: Path | str) -> int:

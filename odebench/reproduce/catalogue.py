@@ -17,7 +17,7 @@ EVALUATION_KEYS = ("solver", "tol", "gradient", "gradient.error", "trainer.eval_
 
 
 @dataclass(frozen=True)
-class TableRow:
+class ReproductionRow:
     """A row of a table.
 
     job: the overrides of its training. tags: the tags of its numbers. published_row: the name of its row in
@@ -45,7 +45,7 @@ class Reproduction:
     name: str
     title: str
     source: str
-    rows: Sequence[TableRow]
+    rows: Sequence[ReproductionRow]
     budgets: Mapping[str, Sequence[str]] = field(default_factory=dict)
     evaluations: Sequence[Sequence[str]] = ()
     margin: Mapping[str, float] = field(default_factory=dict)
@@ -90,11 +90,11 @@ def _read(name: str, node: dict[str, Any]) -> Reproduction:
     return Reproduction(name=name, rows=[*{row.name: row for row in rows}.values()], **node)
 
 
-def _row(raw: dict[str, Any], chosen_values: dict[str, Any]) -> TableRow:
+def _row(raw: dict[str, Any], chosen_values: dict[str, Any]) -> ReproductionRow:
     def fill(text: str) -> str:
         return text.format(**chosen_values)
 
-    return TableRow(
+    return ReproductionRow(
         name=fill(raw["row"]),
         published_row=fill(raw.get("published_row", raw["row"])),
         job=tuple(map(fill, raw["job"])),

@@ -31,7 +31,7 @@ class RowResult:
     number of planned runs.
     """
 
-    row: catalogue.TableRow
+    row: catalogue.ReproductionRow
     group: RunGroup
     values: dict[str, dict[str, float]]
     training_fraction: float | None
@@ -116,7 +116,7 @@ def _reason(sweep: Sweep, jobs: Sequence[Job], group: RunGroup) -> str:
 
 
 def _values_by_seed(
-    row: catalogue.TableRow, tag: str, group: RunGroup, minutes: float, expected: set[EvaluationKey]
+    row: catalogue.ReproductionRow, tag: str, group: RunGroup, minutes: float, expected: set[EvaluationKey]
 ) -> dict[str, float]:
     """The values of a tag of a row's runs, by seed; runs that did not measure it are left out.
 

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from odebench.config.compose import compose_option, compose_with_hydra, parse_overrides
 from odebench.config.files import options, read_yaml
-from odebench.config.parsing import format_value, read_dataclass
+from odebench.config.parsing import as_written, read_dataclass
 from odebench.config.schema.base import NonNegativeInt, PositiveInt
 from odebench.errors import UsageError, unknown_name
 
@@ -158,7 +158,7 @@ def _check_slurm(cluster: SlurmCluster) -> None:
         if value is not None and not re.fullmatch(pattern, value, re.ASCII):
             raise UsageError(f"{GROUP}.{key}={value!r}: write it as sbatch does, such as {GROUP}.{key}={example}")
     for name, value in cluster.directives.items():
-        where = f"{GROUP}.directives.{name}={format_value(value)}"
+        where = f"{GROUP}.directives.{name}={as_written(value)}"
         if not re.fullmatch(r"[a-z][a-z0-9-]+", name):
             raise UsageError(f"{where}: the name must be that of a long option of sbatch, without dashes")
         if name in _OPTIONS_WITH_SETTING:

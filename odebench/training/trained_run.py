@@ -18,7 +18,7 @@ from torch import nn
 
 from odebench.config.choices import options_of
 from odebench.config.compose import compose
-from odebench.config.parsing import format_value
+from odebench.config.parsing import as_written
 from odebench.config.read import read_settings
 from odebench.config.saved import read_saved, saved_settings
 from odebench.config.schema.data import SPLIT_KEYS
@@ -138,7 +138,7 @@ def load_best_weights(model: nn.Module, run: RunRecord, requested: Settings) -> 
         trained = read_settings(saved_settings(run.settings, run.path))
         if not (differ := _differing_settings(trained, requested)):
             raise
-        now, before = (", ".join(f"{key}={format_value(pair[i])}" for key, pair in differ.items()) for i in (0, 1))
+        now, before = (", ".join(f"{key}={as_written(pair[i])}" for key, pair in differ.items()) for i in (0, 1))
         raise UsageError(f"{now}: the weights of {run.path} fit {before}", *differ) from None
 
 
