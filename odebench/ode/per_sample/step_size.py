@@ -64,7 +64,8 @@ class AdaptiveStepSizes:
         self._bounded = plan.min_step > 0 or plan.max_step < math.inf
         start, self._end = problem.times[0], problem.times[-1]
         self._direction = torch.sign(self._end - start)
-        self._largest_time = torch.maximum(start.abs(), self._end.abs())
+        # The smallest step at the largest time: a bound of the smallest steps at all times.
+        self._smallest = SMALLEST_STEP * torch.maximum(start.abs(), self._end.abs())
         self._past_ratios = torch.ones(2, len(start), dtype=torch.float64)
         self.error_ratio = self.h = self.t_next = self._step = torch.full_like(start, math.nan)
         self.last = torch.zeros(len(start), dtype=torch.bool)
@@ -82,10 +83,9 @@ class AdaptiveStepSizes:
         self._step = torch.where(self.last, remaining, torch.minimum(h, 0.5 * remaining))
         self.h = self._step * self._direction
         self.t_next = torch.where(self.last, self._end, t + self.h)
-        # A bound of the smallest steps for all t; most steps are larger, and need no more than this test.
-        if not bool((self._step < SMALLEST_STEP * self._largest_time).any()):
+        if not bool((self._step < self._smallest).any()):
             return None
-        smallest = SMALLEST_STEP * torch.maximum(t.abs(), SMALLEST_TIME * self._largest_time)
+        smallest = torch.maximum(SMALLEST_STEP * t.abs(), SMALLEST_TIME * self._smallest)
         underflowed = (self._step < smallest) & ~self.last
         return underflowed if bool(underflowed.any()) else None
 
@@ -106,8 +106,8 @@ class AdaptiveStepSizes:
 
     def select(self, idx: Tensor) -> None:
         """Keep only the rows at the indices ``idx``."""
-        parts = (self._end, self._direction, self._largest_time, self.proposal, self.error_ratio)
-        self._end, self._direction, self._largest_time, self.proposal, self.error_ratio = (
+        parts = (self._end, self._direction, self._smallest, self.proposal, self.error_ratio)
+        self._end, self._direction, self._smallest, self.proposal, self.error_ratio = (
             take_rows(x, idx) for x in parts
         )
         self._past_ratios = self._past_ratios.index_select(1, idx)
