@@ -20,6 +20,7 @@ import results
 from formatting import markdown
 from reproduction_tables import (
     cost_table,
+    difference_table,
     error_line,
     growth_table,
     missed_by_chance,
@@ -134,6 +135,9 @@ def reproduction_pages() -> dict[Path, dict[str, str]]:
         if table := REPRODUCED[page]:
             tables["results"] = table(results.read(page))
         found[DOCS / "reproduced" / f"{page}.md"] = tables
+    found[DOCS / "reproduced" / "regularisers.md"]["differences"] = difference_table(
+        results.read("regularisers"), (NLL, "final/test_nfe", "final/nfe_forward", "final/minutes"), "dynamics=plain"
+    )
     full_toys = results.read("ffjord-toy-full")
     found[DOCS / "reproduced" / "ffjord-toy.md"]["full"] = pivot_table(full_toys, numbers=[NLL], separator=": ")
     found[DOCS / "reproduced" / "table1.md"]["seeds"] = result_table(

@@ -10,6 +10,7 @@ from formatting import markdown, scientific
 from odebench.reporting.formatting import PARAMETERS, PEAK_MIB, SAVED_MIB, display_scale, format_value
 from odebench.reporting.notes import plural
 from odebench.reporting.published import PublishedValue
+from odebench.reporting.runs import mean_and_std
 from odebench.reproduce.catalogue import CONSTANTS, Reproduction, find_reproduction
 from odebench.reproduce.table import RowVerdict, format_interval, judge_again, judge_rows, read_measurement
 from odebench.reproduce.verdicts import (
@@ -23,6 +24,7 @@ from odebench.reproduce.verdicts import (
     VERDICTS,
     WORSE,
     describe_deviation,
+    t_half_width,
 )
 
 # A row of a file that `odebench reproduce` wrote.
@@ -222,6 +224,20 @@ def result_table(rows: Sequence[Row], numbers: Sequence[str]) -> str:
     names = [name for name, its in found.items() if any(number in its for number in numbers)]
     cells = [[name, *(result_cell(found[name], number) for number in numbers)] for name in names]
     return markdown(["", *(titled(rows, number) for number in numbers)], cells)
+
+
+def difference_table(rows: Sequence[Row], numbers: Sequence[str], base: str) -> str:
+    """Mean differences of the rows from the row `base`, paired by seed, with half-widths of 95 % intervals."""
+    found = by_row(rows)
+
+    def difference(name: str, number: str) -> str:
+        one, other = (read_measurement(found[row][number]).values for row in (name, base))
+        pairs = [one[seed] - other[seed] for seed in one.keys() & other.keys()]
+        mean, std = mean_and_std(pairs)
+        return f"{mean:+.2g} ± {t_half_width(std, len(pairs)):.2g}" if len(pairs) > 1 else "–"
+
+    lines = [[name, *(difference(name, number) for number in numbers)] for name in found if name != base]
+    return markdown([f"minus {base}", *(titled(rows, number) for number in numbers)], lines)
 
 
 def pivot_table(rows: Sequence[Row], numbers: Sequence[str], separator: str, swapped: bool = False) -> str:

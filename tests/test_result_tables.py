@@ -278,6 +278,14 @@ def test_a_result_table_has_ours_with_std_and_the_published_value(script):
     ]
 
 
+def test_differences_are_paired_by_seed(script):
+    values = {"plain": "0=10 1=20 2=30", "taylor": "0=8 1=17 2=26", "other": "3=1"}
+    rows = [reproduced(name, "nfe_forward", ours="1", values=text) for name, text in values.items()]
+    text = script("reproduction_tables").difference_table(rows, ["final/nfe_forward"], "plain").splitlines()
+    # The t quantile of 2 degrees of freedom is 4.303.
+    assert text[2:] == ["| taylor | -3 ± 2.5 |", "| other | – |"]
+
+
 def test_a_pivot_table_has_a_line_for_each_first_part_of_the_rows_names(script):
     tables = script("reproduction_tables")
     rows = [reproduced(name, "test_mse", ours=ours) for name, ours in (("x: a", "1"), ("x: b", "2"), ("y: a", "3"))]

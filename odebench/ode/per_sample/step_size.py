@@ -107,9 +107,7 @@ class AdaptiveStepSizes:
     def select(self, idx: Tensor) -> None:
         """Keep only the rows at the indices ``idx``."""
         parts = (self._end, self._direction, self._smallest, self.proposal, self.error_ratio)
-        self._end, self._direction, self._smallest, self.proposal, self.error_ratio = (
-            take_rows(x, idx) for x in parts
-        )
+        self._end, self._direction, self._smallest, self.proposal, self.error_ratio = (take_rows(x, idx) for x in parts)
         self._past_ratios = self._past_ratios.index_select(1, idx)
         tolerances = (self._tolerance.rtol, self._tolerance.atol)
         self._tolerance = Tolerance(*(x if isinstance(x, float) else take_rows(x, idx) for x in tolerances))
