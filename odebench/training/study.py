@@ -119,16 +119,19 @@ def study_run(
     if output is not None:
         write_evaluations(lines, output)
     if table:
-        titles = list(dict.fromkeys(title for row in table for title in row))
-        rows = [titles, *([row.get(title, "-") for title in titles] for row in table)]
-        print_table(rows, less_important=("ms", "forward ms", "backward ms"))
-        part = "" if limit is None else f"first {limit:,} samples of the "
-        print_text(
-            "",
-            f"evaluated: {part}{split} split; ms: {NUM_OUTPUTS} samples at most; output error: against {REFERENCE}",
-            "forward, backward: NFE and time of a training step; memory and gradients: of that step",
-        )
+        _print_study(table, f"{'' if limit is None else f'first {limit:,} samples of the '}{split} split")
     return results
+
+
+def _print_study(table: Sequence[dict[str, str]], evaluated: str) -> None:
+    titles = list(dict.fromkeys(title for row in table for title in row))
+    rows = [titles, *([row.get(title, "-") for title in titles] for row in table)]
+    print_table(rows, less_important=("ms", "forward ms", "backward ms"))
+    print_text(
+        "",
+        f"evaluated: {evaluated}; ms: {NUM_OUTPUTS} samples at most; output error: against {REFERENCE}",
+        "forward, backward: NFE and time of a training step; memory and gradients: of that step",
+    )
 
 
 class ReferenceModel:
