@@ -109,7 +109,7 @@ def integrate(
             y,
             compiled=plan.compile is True,
             with_stages=len(times) > 2 or plan.dense or detector is not None,
-            one_sided=plan.time_direction(times[0], times[-1]),
+            side=plan.side(times[0], times[-1]),
             tolerance=plan.tolerance,
             norm=plan.norm,
             stats=stats,

@@ -73,7 +73,7 @@ class SolvePlan:
     compile: bool | Literal["solve"] = False
     compile_math: str = "exact"
 
-    def time_direction(self, start: float, end: float) -> float:
+    def side(self, start: float, end: float) -> float:
         """Return the direction of time, +1 or -1, if ``one_sided`` is set, else 0; see ``StepperOptions``."""
         return math.copysign(1.0, end - start) if self.one_sided else 0.0
 

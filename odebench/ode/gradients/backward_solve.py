@@ -188,7 +188,7 @@ def _backward_norm(norm: LargestRms, size: int, num_states: int) -> BackwardNorm
 def _first_step(field: AdjointField, start: BackwardStart, plan: SolvePlan) -> float:
     """Return the size of the first step; raise NotCompiledError if it is not finite, which the eager solve reports."""
     z, (end, t) = field.initial_state(start.states[-1], start.a), start.times[-2:]
-    slope = evaluate(field, t, z, plan.time_direction(t, end))
+    slope = evaluate(field, t, z, plan.side(t, end))
     field.stats.nfe -= 1  # the graph evaluates it again
     h = initial_step_size(field, t, z, slope, end, plan, plan.method.order)
     if math.isnan(h):
@@ -226,9 +226,9 @@ def _integrate_interval(
         step, and creating a stepper takes as long as evaluating a stage.
     """
     if solve.quadrature == "nodes" and stepper is None:
-        direction = plan.time_direction(*span)
+        side = plan.side(*span)
         stepper = make_stepper(
-            plan.method, field, z, one_sided=direction, tolerance=plan.tolerance, norm=plan.norm, stats=field.stats
+            plan.method, field, z, side=side, tolerance=plan.tolerance, norm=plan.norm, stats=field.stats
         )
     observers: list[Observer] = [*solve.observers]
     if isinstance(stepper, CompiledAdjointStepper):

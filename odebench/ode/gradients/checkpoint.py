@@ -142,10 +142,9 @@ def _recomputed_stages(
     """
     method = plan.method
     assert isinstance(method, Tableau)
-    direction = history.time_direction(plan)
+    side = history.side(plan)
     without_last, with_last = (
-        make_stepper(tableau, field, outputs.gradients[0], one_sided=direction)
-        for tableau in (method.for_fixed_steps(), method)
+        make_stepper(tableau, field, outputs.gradients[0], side=side) for tableau in (method.for_fixed_steps(), method)
     )
 
     def advance(step: AcceptedStep, y: Tensor) -> Tensor:
@@ -177,8 +176,8 @@ def _backward_through_steps(
     """Do what ``backward_through_stages`` does, for any one-step method, with the graph of one step at a time."""
     a = torch.zeros_like(outputs.gradients[0])
     has_inner_outputs = any(outputs.inside_step(n)[0] for n in range(len(history.steps)))
-    direction = history.time_direction(plan)
-    options: dict[str, Any] = {"compiled": plan.compile, "with_stages": has_inner_outputs, "one_sided": direction}
+    side = history.side(plan)
+    options: dict[str, Any] = {"compiled": plan.compile, "with_stages": has_inner_outputs, "side": side}
 
     def advance(step: AcceptedStep, y: Tensor) -> Tensor:
         stepper = make_stepper(plan.method, field, y, **options)

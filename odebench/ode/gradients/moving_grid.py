@@ -69,8 +69,8 @@ class MovingGrid(Observer):
         self.output_shift = None if plan.corners is corners_at_times else self._shift_of_output
         self._corners, self._shifts = _shifted_corners(problem.times, plan, shifts)
         self._enter(0)
-        direction = plan.time_direction(problem.times[0], problem.times[-1])
-        self.stepper = make_stepper(plan.method, self, problem.y0, one_sided=direction, stats=problem.stats)
+        side = plan.side(problem.times[0], problem.times[-1])
+        self.stepper = make_stepper(plan.method, self, problem.y0, side=side, stats=problem.stats)
 
     def _enter(self, interval: int) -> None:
         self._interval = interval

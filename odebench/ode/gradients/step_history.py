@@ -36,9 +36,9 @@ class StepHistory(Observer):
             self.steps[-1] = self.steps[-1]._replace(t_next=t)
         self.steps.append(AcceptedStep(t, h, t + h))
 
-    def time_direction(self, plan: SolvePlan) -> float:
-        """Return the direction of time; see ``SolvePlan.time_direction``."""
-        return plan.time_direction(self.steps[0].t, self.steps[-1].t_next) if self.steps else 0.0
+    def side(self, plan: SolvePlan) -> float:
+        """Return ``SolvePlan.side`` of the solve."""
+        return plan.side(self.steps[0].t, self.steps[-1].t_next) if self.steps else 0.0
 
     def shares_last_stage(self, plan: SolvePlan, n: int) -> bool:
         """Return whether the last stage of step n is the first stage of step n + 1, which computes its gradient."""

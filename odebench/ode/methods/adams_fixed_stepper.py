@@ -24,7 +24,7 @@ class FixedOrderAdamsStepper(Stepper):
     """The stepper of the methods described by a ``FixedOrderAdams``."""
 
     def __init__(self, method: FixedOrderAdams, field: Any, y: Tensor, options: StepperOptions) -> None:
-        self._method, self._field, self._one_sided = method, field, options.one_sided
+        self._method, self._field, self._side = method, field, options.side
         self._slopes = make_slope_history(method.num_slopes, y)
         self._times: list[float] = []
         # How far each time moves relative to a step from the newest time; tensors if derivatives with respect to times
@@ -40,7 +40,7 @@ class FixedOrderAdamsStepper(Stepper):
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
         """Store the first slope. The next steps are starting steps."""
         self._slopes.clear()
-        self._slopes.push(evaluate(self._field, t, y, self._one_sided) if f is None else f)
+        self._slopes.push(evaluate(self._field, t, y, self._side) if f is None else f)
         self._times, self._shifts = [t], [0.0]
 
     def slope(self, t: float, y: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class FixedOrderAdamsStepper(Stepper):
         """
         h = t_next - t
         if interpolation == "linear" or not self._nodes:
-            field, side = self._field, self._one_sided
+            field, side = self._field, self._side
             return self._hermite(t, h, y, y_next, interpolation, lambda: evaluate(field, t_next, y_next, side))
         implicit = self._method.implicit
         known = (1.0, *self._nodes)[: self._method.order] if implicit else self._nodes
@@ -108,7 +108,7 @@ class FixedOrderAdamsStepper(Stepper):
         changes = self._weight_changes(h, (1.0, *self._nodes), (0.0, *self._shifts))
         known = self._combine(y, h, weights[1:], changes[1:]) if len(weights) > 1 else y
         for _ in range(method.max_iters):
-            f = evaluate(self._field, t + h, y_next, self._one_sided, ending_step=h)
+            f = evaluate(self._field, t + h, y_next, self._side, ending_step=h)
             previous, y_next = y_next, torch.add(known, f, alpha=h * weights[0])
             if changes:
                 y_next = y_next + changes[0] * f
@@ -161,7 +161,7 @@ class FixedOrderAdamsStepper(Stepper):
             n = 2 * j
             previous, current = y, torch.add(y, f, alpha=h / n)
             for i in range(1, n):
-                rate = evaluate(self._field, t + i * h / n, current, self._one_sided)
+                rate = evaluate(self._field, t + i * h / n, current, self._side)
                 previous, current = current, torch.add(previous, rate, alpha=2 * h / n)
             row = [current]
             for k, coarser in enumerate(column, start=1):

@@ -44,7 +44,7 @@ class VariableOrderAdamsStepper(Stepper):
     """The stepper of the methods described by a ``VariableOrderAdams``; it is also a ``VariableOrderStepper``."""
 
     def __init__(self, method: VariableOrderAdams, field: Any, y: Tensor, options: StepperOptions) -> None:
-        self._field, self._one_sided, self._highest = field, options.one_sided, method.highest
+        self._field, self._side, self._highest = field, options.side, method.highest
         self._slopes = make_slope_history(method.highest + 1, y)
         self._times: list[float] = []
         self._k = 1
@@ -69,7 +69,7 @@ class VariableOrderAdamsStepper(Stepper):
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
         """Store the first slope, and start with order 1."""
         self._slopes.clear()
-        self._slopes.push(evaluate(self._field, t, y, self._one_sided) if f is None else f)
+        self._slopes.push(evaluate(self._field, t, y, self._side) if f is None else f)
         self._times = [t]
         self._k, self._starting, self._rejections = 1, True, 0
 
@@ -86,7 +86,7 @@ class VariableOrderAdamsStepper(Stepper):
             self._corrector = adams.integration_weights(after)
             self._error_weights = [error_weights(after, order) for order in range(k, max(k - 3, 0), -1)]
         predicted = self._slopes.combine(y, [h * w for w in self._predictor], include_end=False)
-        self._slopes.set_end_slope(evaluate(self._field, t + h, predicted, self._one_sided, ending_step=h))
+        self._slopes.set_end_slope(evaluate(self._field, t + h, predicted, self._side, ending_step=h))
         y_next = self._slopes.combine(y, [h * w for w in self._corrector], include_end=True)
         self._step, self._end = (t, h, y_next, last), None
         return y_next
@@ -114,7 +114,7 @@ class VariableOrderAdamsStepper(Stepper):
         t, h, y_next, last = self._step
         if last:
             return ratio
-        self._end = evaluate(self._field, t + h, y_next, self._one_sided)
+        self._end = evaluate(self._field, t + h, y_next, self._side)
         change, ratio = self._choose_change(measure, ratio, lower, lower_is_better)
         self._k = k + change
         self._starting = self._starting and change > 0

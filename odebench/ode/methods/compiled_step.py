@@ -38,7 +38,7 @@ class CompiledStep:
         numbers = (0.0, 1.0) if options.tolerance is None else options.tolerance.numbers
         # A tensor, so that the numbers are not compiled into the step.
         self._tolerance = constant(numbers, y.real.dtype, y.device) if numbers and options.norm is rms else None
-        one_sided = options.one_sided != 0
+        one_sided = options.side != 0
         try:
             self._step = _compile(field.f, field.layout, method, options.with_stages, one_sided, y.device.type)
         except TypeError as error:

@@ -110,7 +110,7 @@ class ExplicitRungeKuttaStepper(Stepper):
     """The stepper of the methods described by a ``Tableau``."""
 
     def __init__(self, method: Tableau, field: Any, y: Tensor, options: StepperOptions) -> None:
-        self._method, self._field, self._one_sided = method, field, options.one_sided
+        self._method, self._field, self._side = method, field, options.side
         self._step: CompiledStep | None = None
         if options.compiled and method.stages > 1:
             self._step = CompiledStep(field.field_arguments(), method, y, options)
@@ -132,7 +132,7 @@ class ExplicitRungeKuttaStepper(Stepper):
 
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
         """Evaluate the first stage, or take f [N] for it if it is given."""
-        self._stages.set(0, evaluate(self._field, t, y, self._one_sided) if f is None else f)
+        self._stages.set(0, evaluate(self._field, t, y, self._side) if f is None else f)
 
     def slope(self, t: float, y: Tensor) -> Tensor:
         """Return the first stage [N]."""
@@ -146,7 +146,7 @@ class ExplicitRungeKuttaStepper(Stepper):
             y_next, k_last, self._error, *self._compiled_stages = self._step(t, h, y, stages.get(0))
             self._end = k_last if method.fsal else None
             return y_next
-        times = stage_times(field, t, h, method.c[1:], self._one_sided)
+        times = stage_times(field, t, h, method.c[1:], self._side)
         for (i, weights, in_step, in_next, out), time in zip(self._later_stages, times, strict=True):
             y_i = stages.combine(y, weights, h)
             stages.set(i, field(time, y_i, in_step or (in_next and not last), out))
@@ -166,14 +166,14 @@ class ExplicitRungeKuttaStepper(Stepper):
         """Return the dense output of the method; linear or cubic Hermite interpolation if it has none."""
         method, h, stages = self._method, self._h, self._stages
         if method.dense is None:
-            field, side = self._field, self._one_sided
+            field, side = self._field, self._side
             return self._hermite(t, h, y, y_next, interpolation, lambda: evaluate(field, t_next, y_next, side, h))
         if self._compiled_stages and not method.extra_c:
             return Interpolant(t, h, y, self._compiled_stages[0], method.dense)
         for rows in self._compiled_stages:
             for i, k in enumerate(rows.unbind()):
                 stages.set(i, k)
-        times = stage_times(self._field, t, h, method.extra_c, self._one_sided) if method.extra_c else ()
+        times = stage_times(self._field, t, h, method.extra_c, self._side) if method.extra_c else ()
         for i, (time, row) in enumerate(zip(times, method.extra_a, strict=True), start=method.stages):
             stages.set(i, self._field(time, stages.combine(y, row, h), i == method.end_stage))
         if method.end_stage is not None:
@@ -184,7 +184,7 @@ class ExplicitRungeKuttaStepper(Stepper):
         """Take f at the end of the step as the first stage of the next step."""
         if not last:
             end = self._end
-            self._stages.set(0, evaluate(self._field, t_next, y_next, self._one_sided) if end is None else end)
+            self._stages.set(0, evaluate(self._field, t_next, y_next, self._side) if end is None else end)
 
     def stiffness(self) -> float | None:
         """Estimate h |lambda|; see ``stiffness_of``."""

@@ -27,7 +27,7 @@ class ImplicitRungeKuttaStepper(Stepper):
     """The stepper of the methods described by an ``ImplicitTableau``."""
 
     def __init__(self, method: ImplicitTableau, field: Any, y: Tensor, options: StepperOptions) -> None:
-        self._method, self._field, self._one_sided = method, field, options.one_sided
+        self._method, self._field, self._side = method, field, options.side
         # If the solution is differentiated, the stages are solved to round-off. Fixed steps cannot be retried with a
         # smaller size, and so may compute more Jacobians.
         exact, fixed = torch.is_grad_enabled(), options.tolerance is None
@@ -55,7 +55,7 @@ class ImplicitRungeKuttaStepper(Stepper):
         if h != self._attempted[1] or self._blocks is None:
             self._systems = {}
         self._attempted = (t, h, y)
-        times = stage_times(self._field, t, h, self._method.c, self._one_sided)
+        times = stage_times(self._field, t, h, self._method.c, self._side)
         if self._groups[0][1] == EXPLICIT:
             self.slope(t, y)
         with torch.no_grad():
@@ -89,7 +89,7 @@ class ImplicitRungeKuttaStepper(Stepper):
         def slope_at_end() -> Tensor:
             if self._method.stiffly_accurate:
                 return self._w[-1] / h
-            return evaluate(self._field, t_next, y_next, self._one_sided)
+            return evaluate(self._field, t_next, y_next, self._side)
 
         return self._hermite(t, h, y, y_next, interpolation, slope_at_end)
 
@@ -117,7 +117,7 @@ class ImplicitRungeKuttaStepper(Stepper):
         """
         t, h, y = self._attempted
         stages = y + self._a @ self._w
-        times = stage_times(self._field, t, h, self._method.c, self._one_sided)
+        times = stage_times(self._field, t, h, self._method.c, self._side)
         return [(h * b, time, y_i) for b, time, y_i in zip(self._method.b, times, stages, strict=True) if b]
 
     def _solve(self, t: float, h: float, y: Tensor, times: Sequence[Tensor]) -> Tensor:
@@ -186,7 +186,7 @@ class ImplicitRungeKuttaStepper(Stepper):
         """Return the linear system of stages with the coefficients ``rows``, linearized at the start of the step."""
         t, h, y = self._attempted
         if self._blocks is None:
-            (start,) = stage_times(self._field, t, 0.0, (0.0,), self._one_sided)
+            (start,) = stage_times(self._field, t, 0.0, (0.0,), self._side)
             self._blocks = linearize(self._field, start, y.detach(), self._stats)
         if rows not in self._systems:
             self._systems[rows] = StageSystem(self._blocks, h, constant(rows, y.dtype, y.device), self._stats)

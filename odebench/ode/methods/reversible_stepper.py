@@ -29,7 +29,7 @@ class ReversibleRungeKuttaStepper(Stepper):
 
     def __init__(self, method: ReversibleRungeKutta, field: Any, y: Tensor, options: StepperOptions) -> None:
         self._method, self._base, self._step = method, method.base, method.base.for_fixed_steps()
-        self._field, self._one_sided = field, options.one_sided
+        self._field, self._side = field, options.side
         with_graph = torch.is_grad_enabled()
         base, step = self._base.dense_stages, self._step.dense_stages
         self._forward_stages: Stages = StageList() if with_graph else StageBuffer(base, y)
@@ -40,7 +40,7 @@ class ReversibleRungeKuttaStepper(Stepper):
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
         """Start with the auxiliary state z = y."""
         self._auxiliary = self.auxiliary_next = y
-        self._slope = copy_without_graph(evaluate(self._field, t, y, self._one_sided) if f is None else f)
+        self._slope = copy_without_graph(evaluate(self._field, t, y, self._side) if f is None else f)
         self._at_start = True
 
     def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
@@ -51,9 +51,9 @@ class ReversibleRungeKuttaStepper(Stepper):
         forward, backward = self._forward_stages, self._backward_stages
         self._h = h
         slope = self._slope if self._at_start else None
-        evaluate_stages(forward, step, field, stage_times(self._field, t, h, step.c, self._one_sided), z, h, slope)
+        evaluate_stages(forward, step, field, stage_times(self._field, t, h, step.c, self._side), z, h, slope)
         y_next = torch.add(forward.combine(z, step.b, h), y - z, alpha=self._method.coupling)
-        evaluate_stages(backward, step, field, stage_times(self._field, t + h, -h, step.c, self._one_sided), y_next, -h)
+        evaluate_stages(backward, step, field, stage_times(self._field, t + h, -h, step.c, self._side), y_next, -h)
         self.auxiliary_next = backward.combine(z, step.b, h)
         if base.end_stage is not None and base.end_stage < base.stages:
             # f was evaluated already, at a state that differs from that of the stage by c (y - z): far less than the
@@ -76,7 +76,7 @@ class ReversibleRungeKuttaStepper(Stepper):
         end_slope = self._backward_stages.get(0)
         if base.dense is None:
             return self._hermite(t, t_next - t, y, y_next, interpolation, lambda: end_slope)
-        times = stage_times(self._field, t, h, base.extra_c, self._one_sided)
+        times = stage_times(self._field, t, h, base.extra_c, self._side)
         for i, row in enumerate(base.extra_a, start=base.stages):
             stage = forward.combine(z, row, h)
             forward.set(i, end_slope if i == base.end_stage else self._field(times[i - base.stages], stage, False))
@@ -107,13 +107,13 @@ class AsynchronousLeapfrogStepper(Stepper):
     _slope: Tensor
 
     def __init__(self, method: AsynchronousLeapfrog, field: Any, y: Tensor, options: StepperOptions) -> None:
-        self._method, self._field, self._one_sided = method, field, options.one_sided
+        self._method, self._field, self._side = method, field, options.side
         # The error estimate of adaptive steps includes the drift of v; fixed steps need the monitor.
         self._drift = None if method.adaptive else _DriftMonitor(False)
 
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
         """Start with the velocity v = f(t, y)."""
-        f = evaluate(self._field, t, y, self._one_sided) if f is None else f
+        f = evaluate(self._field, t, y, self._side) if f is None else f
         self._slope = self.auxiliary_next = copy_without_graph(f)
 
     def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
@@ -122,7 +122,7 @@ class AsynchronousLeapfrogStepper(Stepper):
             return y
         self._h = h
         middle = torch.add(y, self._slope, alpha=h / 2)
-        u = self._field(stage_times(self._field, t, h, (0.5,), self._one_sided)[0], middle)
+        u = self._field(stage_times(self._field, t, h, (0.5,), self._side)[0], middle)
         self.auxiliary_next = torch.add(self._slope, u - self._slope, alpha=2 * self._method.damping)
         return torch.add(middle, self.auxiliary_next, alpha=h / 2)
 
@@ -159,13 +159,13 @@ class ReversibleHeunStepper(Stepper):
     _end: Tensor
 
     def __init__(self, method: ReversibleHeun, field: Any, y: Tensor, options: StepperOptions) -> None:
-        self._method, self._field, self._one_sided = method, field, options.one_sided
+        self._method, self._field, self._side = method, field, options.side
         self._drift = _DriftMonitor(method.adaptive)
 
     def start(self, t: float, y: Tensor, f: Tensor | None) -> None:
         """Start with the auxiliary state x = y."""
         self._auxiliary = self.auxiliary_next = y
-        f = evaluate(self._field, t, y, self._one_sided) if f is None else f
+        f = evaluate(self._field, t, y, self._side) if f is None else f
         self._slope = self._end = copy_without_graph(f)
 
     def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
@@ -175,7 +175,7 @@ class ReversibleHeunStepper(Stepper):
         self._h = h
         middle = torch.add(y, self._slope, alpha=h / 2)
         self.auxiliary_next = 2 * middle - self._auxiliary
-        (end,) = stage_times(self._field, t, h, (1.0,), self._one_sided)
+        (end,) = stage_times(self._field, t, h, (1.0,), self._side)
         self._end = copy_without_graph(self._field(end, self.auxiliary_next))
         return torch.add(middle, self._end, alpha=h / 2)
 

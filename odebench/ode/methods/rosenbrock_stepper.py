@@ -32,7 +32,7 @@ class RosenbrockStepper(Stepper):
                 f"method {method.name} supports autograd only for states of up to {MAX_DENSE_SIZE} numbers, got "
                 f"{real_size(y)}; use gradient='adjoint', or kvaerno5"
             )
-        self._method, self._field, self._one_sided = method, field, options.one_sided
+        self._method, self._field, self._side = method, field, options.side
         self._accuracy = StageTolerance(options.tolerance, options.norm)
         self._stats = options.stats or Stats()
         # The relative and absolute tolerances of the linear systems: the acceptable error, or round-off.
@@ -52,7 +52,7 @@ class RosenbrockStepper(Stepper):
         """Return the state [N] at t + h, or y if a linear system could not be solved; see ``failure``."""
         method = self._method
         self.failure, self._attempted = None, (t, h, y)
-        times = stage_times(self._field, t, h, method.alpha, self._one_sided)
+        times = stage_times(self._field, t, h, method.alpha, self._side)
         if self._linearization is None:
             self._linearization = value_and_derivatives(self._field, times[0], y, h, self._stats)
         f_start, block, f_t = self._linearization

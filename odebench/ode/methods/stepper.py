@@ -34,7 +34,7 @@ class StepperOptions(NamedTuple):
 
     compiled: whether to compile the step.
     with_stages: whether a compiled step returns its stages, which outputs inside the step need.
-    one_sided: the direction of time, +1 or -1, if f is to be evaluated just after the start of a step and just before
+    side: the direction of time, +1 or -1, if f is to be evaluated just after the start of a step and just before
         its end; otherwise 0.
     tolerance, norm: the tolerance and the norm of the error. Implicit methods solve their equations to a fraction of
         this tolerance, or to round-off if it is None; a compiled step measures its error with them.
@@ -43,7 +43,7 @@ class StepperOptions(NamedTuple):
 
     compiled: bool = False
     with_stages: bool = True
-    one_sided: float = 0.0
+    side: float = 0.0
     tolerance: Tolerance | None = None
     norm: Norm = rms
     stats: Stats | None = None
@@ -62,7 +62,7 @@ class Stepper(Protocol):
     order: int
     failure: Status | None = None
     _field: Field
-    _one_sided: float
+    _side: float
     # f at the start of the next step, and f at the end of the last attempt; None if it was not evaluated.
     _slope: Tensor | None = None
     _end: Tensor | None = None
@@ -73,7 +73,7 @@ class Stepper(Protocol):
     def slope(self, t: float, y: Tensor) -> Tensor:
         """Return the field [N] at the start of the next step; evaluate it if that was not done yet."""
         if self._slope is None:
-            self._slope = evaluate(self._field, t, y, self._one_sided)
+            self._slope = evaluate(self._field, t, y, self._side)
         return self._slope
 
     def attempt(self, t: float, h: float, y: Tensor, last: bool) -> Tensor:
@@ -104,7 +104,7 @@ class Stepper(Protocol):
 
     def _slope_at_end(self, t_next: float, y_next: Tensor) -> Tensor:
         """Return f [N] at the start of the step that follows the last attempt."""
-        return evaluate(self._field, t_next, y_next, self._one_sided) if self._end is None else self._end
+        return evaluate(self._field, t_next, y_next, self._side) if self._end is None else self._end
 
     def _hermite(
         self, t: float, h: float, y: Tensor, y_next: Tensor, interpolation: str, slope_at_end: Callable[[], Tensor]
@@ -130,28 +130,28 @@ class VariableOrderStepper(Protocol):
         """
 
 
-def evaluate(field: Field, t: float, y: Tensor, one_sided: float, ending_step: float = 0.0) -> Tensor:
+def evaluate(field: Field, t: float, y: Tensor, side: float, ending_step: float = 0.0) -> Tensor:
     """Evaluate the field [N] at t.
 
-    one_sided: see ``StepperOptions``. If it is not 0, the field is evaluated just after t.
+    side: see ``StepperOptions``. If it is not 0, the field is evaluated just after t.
     ending_step: the signed size of the step that ends at t. If it is given too, the field is evaluated just before t.
     """
     (time,) = field.time_tensors([t])
-    if one_sided:
-        time = torch.nextafter(time, time - ending_step if ending_step else time + one_sided)
+    if side:
+        time = torch.nextafter(time, time - ending_step if ending_step else time + side)
     return field(time, y, True)
 
 
-def stage_times(field: Field, t: float, h: float, c: Sequence[float], one_sided: float) -> Sequence[Tensor]:
+def stage_times(field: Field, t: float, h: float, c: Sequence[float], side: float) -> Sequence[Tensor]:
     """Return the times t + c_i h of stages, as f gets them.
 
-    one_sided: see ``StepperOptions``. If it is not 0, the times at the ends of the step are moved just inside the step.
-    h: the signed step size; 0 stands for the start of a step in the direction ``one_sided``.
+    side: see ``StepperOptions``. If it is not 0, the times at the ends of the step are moved just inside the step.
+    h: the signed step size; 0 stands for the start of a step in the direction ``side``.
     """
     times = field.time_tensors([t + c_i * h for c_i in c])
-    if not one_sided:
+    if not side:
         return times
-    inward = {0.0: math.copysign(1.0, h or one_sided), 1.0: -h}
+    inward = {0.0: math.copysign(1.0, h or side), 1.0: -h}
     return [
         torch.nextafter(time, time + inward[c_i]) if c_i in inward else time for time, c_i in zip(times, c, strict=True)
     ]
