@@ -13,14 +13,8 @@ from odebench.record import layout
 from odebench.record.files import read_if_exists
 from odebench.reporting import notes, table
 from odebench.reporting.formatting import (
-    BACKWARD,
     DESCRIPTIONS,
     EMPTY,
-    FORWARD,
-    MINUTES,
-    PARAMETERS,
-    PEAK_MIB,
-    STEP_MS,
     better_of,
     describe_tag,
     display_scale,
@@ -35,8 +29,6 @@ from odebench.reporting.table import TableCell
 
 # Columns that a table shows at first; the settings that vary take at most half of them.
 MAX_SHOWN = 10
-# The order of the costs, the most important first.
-COSTS = (FORWARD, BACKWARD, PEAK_MIB, MINUTES, STEP_MS, PARAMETERS)
 
 Json = dict[str, Any]
 
@@ -72,7 +64,7 @@ def row_numbers(collection: RunCollection) -> dict[str, int]:
 def _task_table(collection: RunCollection, task: str) -> Json:
     """The table of a task's groups, sorted by the objective, the best first."""
     groups, objective = collection.groups, collection.objectives[0]
-    headline = _headline(collection)
+    headline = table.headline_tags(collection)
     settings, results = _setting_columns(collection), _result_columns(collection, headline)
     first = [column for column in results if column["key"] in headline]
     varied = [column for column in settings if column["key"] in collection.varying_keys][: MAX_SHOWN // 2]
@@ -90,13 +82,6 @@ def _task_table(collection: RunCollection, task: str) -> Json:
         "sort": sort,
         "down": sort is not None and bool(columns[sort].get("down")),
     }
-
-
-def _headline(collection: RunCollection) -> list[str]:
-    """The tags of the columns that are shown at first: the objectives, then the costs."""
-    present = set(table.all_tags(collection))
-    results = [f"{split}{name}" for name in collection.objectives for split in ("best/", "final/test_")]
-    return [tag for tag in [*results, *COSTS] if tag in present]
 
 
 def _setting_columns(collection: RunCollection) -> list[Json]:
@@ -180,7 +165,7 @@ def _best_lines(collection: RunCollection, results: Sequence[Json], keys: Sequen
         if better is None or len(numbers) < 2:
             continue
         best = better(numbers, key=columns[tag]["values"].__getitem__)
-        shown = [f"best/{key.quantity}", f"final/test_{key.quantity}", *COSTS[:4]]
+        shown = [f"best/{key.quantity}", f"final/test_{key.quantity}", *table.COSTS[:4]]
         texts = {tag: columns[tag]["texts"][best] for tag in shown if tag in columns}
         words = []
         for tag, text in texts.items():

@@ -37,8 +37,8 @@ from odebench.reporting.formatting import (
 )
 from odebench.reporting.runs import Run, RunCollection, RunGroup, collect_runs, mean_and_std
 
-# The columns that are shown by default after the objective.
-COSTS = (FORWARD, BACKWARD, PEAK_MIB, STEP_MS, MINUTES)
+# The columns that are shown by default after the objective, the most important first.
+COSTS = (FORWARD, BACKWARD, PEAK_MIB, MINUTES, STEP_MS, PARAMETERS)
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ def headline_tags(collection: RunCollection) -> list[str]:
     """Default columns: the objectives, then the costs."""
     results = [f"{split}{name}" for name in collection.objectives for split in ("best/", "final/test_")]
     present = all_tags(collection)
-    return [tag for tag in [PARAMETERS, *results, *COSTS] if tag in present]
+    return [tag for tag in [*results, *COSTS] if tag in present]
 
 
 def chosen_tags(collection: RunCollection, requested: str | None) -> list[str]:
