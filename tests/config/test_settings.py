@@ -50,21 +50,26 @@ def companions(group, name):
 
 
 def every_option():
-    for group in PLURALS:
+    for group in [group for group in PLURALS if group != "experiment"]:
         for name in options(group):
             extra = companions(group, name)
             yield pytest.param([f"{group}={name}", *extra], id=f"{group}={name}")
-    for name, path in options("experiment").items():
-        for budget in OmegaConf.load(path).get("budgets", ("full", "small")):  # of the experiment that it is based on
-            yield pytest.param([f"experiment={name}", f"budget={budget}"], id=f"{name}-{budget}")
 
 
 @pytest.mark.parametrize("overrides", list(every_option()))
 def test_every_option_composes_and_is_valid(overrides):
     settings = read(*overrides)
     group, _, name = overrides[0].partition("=")
-    if group not in ("experiment", "trainer"):
+    if group != "trainer":
         assert getattr(settings, group).name == name
+
+
+@pytest.mark.parametrize("name", options("experiment"))
+def test_every_experiment_composes_with_each_of_its_budgets(name):
+    budgets = read(f"experiment={name}").budgets
+    assert budgets
+    for budget in budgets:
+        assert read(f"experiment={name}", f"budget={budget}").budget == budget
 
 
 SCHEMA = {**CHOICES, "solver": dict.fromkeys([*METHODS, NO_SOLVER], SolverSettings)}
