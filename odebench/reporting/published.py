@@ -18,7 +18,7 @@ from odebench.reporting.formatting import BACKWARD, FORWARD
 from odebench.reporting.runs import Run, RunCollection, RunGroup, mean_and_std
 
 # Tags that run summaries do not have: backward NFE divided by forward NFE of a training step, and forward NFE in the
-# last epoch divided by that of the first record.
+# last epoch divided by that in the first.
 NFE_RATIO, NFE_GROWTH = "nfe_ratio", "nfe_growth"
 
 
@@ -108,10 +108,15 @@ def training_fraction(run: Run) -> float | None:
     step, settings = run.overview.step, run.settings
     if full := settings.get("budgets.full.iterations"):
         return step / full
-    full, best_step, best_epoch = settings.get("budgets.full.epochs"), run.value("best/step"), run.value("best/epoch")
-    if not full or not best_epoch > 0:
-        return None
-    return step * best_epoch / best_step / full
+    if (full := settings.get("budgets.full.epochs")) and (steps := steps_per_epoch(run)) > 0:
+        return step / steps / full
+    return None
+
+
+def steps_per_epoch(run: Run) -> float:
+    """Training steps in an epoch; NaN if unknown."""
+    epoch = run.value("best/epoch")
+    return run.value("best/step") / epoch if epoch else math.nan
 
 
 def is_partial_budget(fraction: float | None) -> bool:

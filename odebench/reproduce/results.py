@@ -1,13 +1,14 @@
 """Results of the rows of a reproduced table, from the records of the runs and of their evaluations."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from odebench.config.schema.quantities import higher_is_better
 from odebench.reporting.figures import OUTPUT_ERROR
 from odebench.reporting.formatting import FORWARD, MINUTES
-from odebench.reporting.published import NFE_GROWTH, NFE_RATIO, nfe_ratio, training_fraction
+from odebench.reporting.published import NFE_GROWTH, NFE_RATIO, nfe_ratio, steps_per_epoch, training_fraction
 from odebench.reporting.runs import Row, Run, RunCollection, RunGroup, mean_and_std, number, read_evaluations, read_rows
 from odebench.reporting.table import num_seeds
 from odebench.reproduce import catalogue
@@ -134,11 +135,17 @@ def _values_by_seed(
         elif tag == NFE_RATIO:
             found[seed] = nfe_ratio(run)
         elif tag == NFE_GROWTH:
-            first = next((row["nfe/forward"] for row in read_rows(run) if row.get("nfe/forward")), math.nan)
-            found[seed] = run.value(FORWARD) / first
+            found[seed] = _nfe_growth(run)
         elif tag in run.overview.summary:
             found[seed] = run.value(tag)
     return found
+
+
+def _nfe_growth(run: Run) -> float:
+    """Forward NFE in the last epoch divided by that in the first; NaN if nothing was solved."""
+    end = steps_per_epoch(run)
+    numbers = [row["nfe/forward"] for row in read_rows(run) if row["step"] <= end and "nfe/forward" in row]
+    return run.value(FORWARD) / statistics.fmean(numbers) if any(numbers) else math.nan
 
 
 def _fraction_after_minutes(run: Run, minutes: float) -> float | None:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from odebench.config.compose import parse_overrides
-from odebench.config.files import options, read_yaml
+from odebench.config.compose import compose, parse_overrides
+from odebench.config.files import options
 from odebench.console import print_table, print_text, progress_text
 from odebench.errors import STOPPED, UsageError, unknown_name
 from odebench.record.files import file_lock, write_atomically
@@ -119,7 +119,7 @@ def _committed_verdicts(name: str) -> list[str]:
 
 def _budgets(reproduction: Reproduction) -> list[str]:
     """The names of the budgets, the largest first."""
-    names = reproduction.budgets or read_yaml(options("experiment")[_experiments(reproduction)[0]])["budgets"]
+    names = reproduction.budgets or compose([f"experiment={_experiments(reproduction)[0]}"]).budgets
     return sorted(map(str, names))  # full, medium, small, tiny
 
 

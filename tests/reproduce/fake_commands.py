@@ -41,7 +41,7 @@ def train(arguments):
     numbers |= {"final/nfe_forward": 20.0, "final/nfe_backward": 11.0, "final/peak_mib": 7.5}
     numbers |= {"final/test_kl_nats": 1.0, "best/kl_nats": 1.1, "test": {"images": 10_000, "nll_std_error": 0.007}}
     rows = [
-        {"step": i, "elapsed_s": 40 * i, "val/kl_nats": value, "nfe/forward": 16.0 + i}
+        {"step": 200 * i, "elapsed_s": 40 * i, "val/kl_nats": value, "nfe/forward": 15.0 + i}
         for i, value in enumerate((2.0, 1.3, 1.2, 0.1), 0)
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
