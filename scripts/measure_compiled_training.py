@@ -33,9 +33,9 @@ from odebench.training.loop import train_step
 
 TRAININGS = {
     **{
-        name: [f"experiment={name}"]
-        for name in (
-            "paper/latent_ode_spirals",
+        words: f"experiment={words}".split()
+        for words in (
+            "paper/latent_ode_spirals loss.consistency=3",
             "paper/poisson",
             "paper/cnf_density_matching",
             "paper/cnf_maximum_likelihood",

@@ -26,7 +26,7 @@ from odebench.training.trained_run import load_run
 ODENET = ["model=odenet", "model.width=8", "model.groups=4", "data.train_limit=64", "data.validation=40"]
 FLOW = ["data.validation=30", "trainer.eval_batch_size=20", "trainer.batch_size=16"]
 FFJORD = ["model=ffjord", "model.dims=[8,8]", *FLOW]
-SPIRALS = ["experiment=paper/latent_ode_spirals", "trainer.batch_size=8"]
+SPIRALS = ["experiment=paper/latent_ode_spirals", "loss.consistency=3", "trainer.batch_size=8"]
 TRAININGS = {
     "odenet": ODENET,
     "odenet-second-order": [*ODENET, "model.augment=2", "model.second_order=true", "model.groups=2"],
