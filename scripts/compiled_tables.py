@@ -31,18 +31,25 @@ def goals(rows: list[Row]) -> str:
 
     Each cell has the forward solve, the exact gradient and the adjoint. Speeds are ratios of the shortest times.
     """
-    fastest = _fastest_variant(rows)
-    columns = {f"times torchdiffeq{', fast math' if fastest == FAST else ''}": (BASE, fastest)}
-    columns |= {"times diffrax": ("diffrax", EXACT), "times diffrax, fast math": ("diffrax", FAST)}
+    columns: dict[str, tuple[str, str, str | None]] = {
+        "times eager": ("odebench", EXACT, ""),
+        "times eager, fast math": ("odebench", FAST, ""),
+        "times torchdiffeq, fast math": (BASE, FAST, None),
+        "times diffrax": ("diffrax", EXACT, None),
+        "times diffrax, fast math": ("diffrax", FAST, None),
+    }
     lines = []
     for case, batch in dict.fromkeys((row["work"], row["batch"]) for row in rows):
         mine = [row for row in rows if (row["work"], row["batch"]) == (case, batch)]
         ours = [fastest_row(mine, family, "odebench", EXACT) or {} for family in FAMILIES]
-        cells = [_slashed(ratio(mine, family, *pair) for family in FAMILIES) for pair in columns.values()]
+        cells = [
+            _slashed(ratio(mine, family, library, variant, base=base) for family in FAMILIES)
+            for library, variant, base in columns.values()
+        ]
         cells += [_slashed(row.get(name) for row in ours) for name in COMPILE_TIMES]
         lines.append([_case_name(case, batch), *cells])
     header = ["forward / exact gradient / adjoint", *columns, *COMPILE_TIMES.values()]
-    about = f"{_in_a_row(rows)} {bench_tables.bench_measured_on(rows)}"
+    about = f"{_timed_alone(rows)} {bench_tables.bench_measured_on(rows)}"
     return f"{markdown(header, lines)}\n\n{about} All: {results.link('compiled_solves')}."
 
 
@@ -105,8 +112,8 @@ def _slashed(numbers: Iterable[float | None]) -> str:
     return " / ".join(cells) if set(cells) != {"–"} else "–"
 
 
-def _in_a_row(rows: Iterable[Row]) -> str:
-    """A sentence: times of runs in a row relative to those in turns."""
+def _timed_alone(rows: Iterable[Row]) -> str:
+    """Sentences: the times of libraries timed alone, relative to those timed alternately."""
     diffrax, ours = (
         value_range(
             row["alone_min_ms"] / row["time_min_ms"] for row in rows if part in (row["library"], row["variant"])
@@ -114,47 +121,70 @@ def _in_a_row(rows: Iterable[Row]) -> str:
         for part in ("diffrax", EXACT)
     )
     return (
-        f"Libraries ran in turns. In a row, diffrax takes {diffrax} times as long as in turns, "
-        f"compiled solves {ours} times."
+        f"The libraries were timed alternately. Timed alone, diffrax takes {diffrax} times as long, our compiled "
+        f"solves {ours} times."
     )
 
 
 def headline(rows: list[Row]) -> str:
-    """Sentences with the speed of compiled solves, on the cases with their own batch size."""
+    """A table of the speed of compiled solves relative to torchdiffeq and diffrax: ranges over cases and gradients."""
     own = [row for row in rows if row["batch"] == CASES[row["work"]].batch]
-    by_case = {case: [row for row in own if row["work"] == case] for case in dict.fromkeys(row["work"] for row in own)}
-
-    def speed(library: str, variant: str) -> str:
-        speeds = [ratio(mine, family, library, variant) for mine in by_case.values() for family in FAMILIES]
-        return value_range(one for one in speeds if one is not None)
-
-    fast = _fastest_variant(rows)
-    text = (
-        f"**A [compiled solve](docs/compiling.md) is {speed(BASE, fast)} times as fast as torchdiffeq's**, "
-        f"{speed('diffrax', fast)} times as fast as diffrax's (JAX), on {', '.join(f'`{case}`' for case in by_case)}"
+    other_batches = sorted({row["batch"] for row in rows} - {row["batch"] for row in own})
+    kinds = {f'`compile_math="{name}"`': (own, variant) for name, variant in (("fast", FAST), ("exact", EXACT))}
+    kinds |= {f"fast, batches of {n:,}": ([row for row in rows if row["batch"] == n], FAST) for n in other_batches}
+    lines = [
+        [
+            name,
+            _speeds(chosen, BASE, variant, "time_min_ms"),
+            _speeds(chosen, "diffrax", variant, "time_min_ms"),
+            _speeds(chosen, "diffrax", variant, "alone_min_ms"),
+        ]
+        for name, (chosen, variant) in kinds.items()
+    ]
+    cases = ", ".join(f"`{case}`" for case in dict.fromkeys(row["work"] for row in own))
+    header = [
+        "compiled solves",
+        "times torchdiffeq",
+        "times diffrax (JAX), timed alternately",
+        "times diffrax, each timed alone",
+    ]
+    return (
+        f"[Compiled solves](docs/compiling.md) on {cases}, forward and gradients:\n\n{markdown(header, lines)}\n\n"
+        f"{bench_tables.bench_measured_on(rows)}\n\nEager solves, times torchdiffeq:"
     )
-    if fast == FAST:
-        text += f', with `compile_math="fast"`; without it, {speed(BASE, EXACT)} and {speed("diffrax", EXACT)} times'
-    return f"{text} ({rows[0]['cpu']}, {rows[0]['date']}). Eager solves, times torchdiffeq:"
 
 
-def _fastest_variant(rows: Iterable[Row]) -> str:
-    return FAST if any(row["variant"] == FAST for row in rows) else EXACT
+def _speeds(rows: Sequence[Row], library: str, variant: str, time: str) -> str:
+    """The range, over cases and gradients, of a library's time divided by that of a variant of odebench."""
+    speeds = [
+        ratio([row for row in rows if row["work"] == case], family, library, variant, time)
+        for case in dict.fromkeys(row["work"] for row in rows)
+        for family in FAMILIES
+    ]
+    return value_range(one for one in speeds if one is not None)
 
 
-def ratio(rows: Sequence[Row], family: str, library: str, variant: str) -> float | None:
-    """The shortest time of a library divided by that of a variant of odebench; None if one was not measured."""
-    theirs, ours = fastest_row(rows, family, library, None), fastest_row(rows, family, "odebench", variant)
-    return theirs["time_min_ms"] / ours["time_min_ms"] if theirs and ours else None
+def ratio(
+    rows: Sequence[Row], family: str, library: str, variant: str, time: str = "time_min_ms", base: str | None = None
+) -> float | None:
+    """The shortest time of a library divided by that of a variant of odebench; None if one was not measured.
+
+    time: the column. base: the library's variant; None: the fastest.
+    """
+    theirs = fastest_row(rows, family, library, base, time)
+    ours = fastest_row(rows, family, "odebench", variant, time)
+    return theirs[time] / ours[time] if theirs and ours else None
 
 
-def fastest_row(rows: Sequence[Row], family: str, library: str, variant: str | None) -> Row | None:
-    """The row of a library with the shortest time, or of one of its variants."""
+def fastest_row(
+    rows: Sequence[Row], family: str, library: str, variant: str | None, time: str = "time_min_ms"
+) -> Row | None:
+    """The row of a library with the shortest time, or of one of its variants. time: the column."""
     found = [row for row in rows if (row["family"], row["library"]) == (family, library)]
     # diffrax's exact gradient is by checkpoints, the others' by backpropagation.
     found = [row for row in found if row["mode"] != "checkpoint" or library == "diffrax"]
     found = [row for row in found if variant is None or (row["variant"] or "") == variant]
-    return min(found, key=lambda row: row["time_min_ms"], default=None)
+    return min(found, key=lambda row: row[time], default=None)
 
 
 def picture(rows: Sequence[Row]) -> Figure:

@@ -33,6 +33,7 @@ from reproduction_tables import (
     result_table,
     rewrite_verdicts,
     solver_table,
+    trained_in_full,
     width_table,
 )
 
@@ -89,6 +90,7 @@ def tables_by_page() -> dict[Path, dict[str, str]]:
     return {
         ROOT / "README.md": {
             "mnist5k": accuracy_table(read("mnist5k")),
+            "reproduced": trained_in_full(REPRODUCED),
             "table1": error_line(read("table1")),
             # All from one measurement, since ratios of times are meaningless unless the runs alternated.
             "bench": f"{compiled_tables.headline(compiled)}\n\n{bench_tables.bench_summary(bench)}",

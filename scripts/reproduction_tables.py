@@ -201,15 +201,24 @@ def published_numbers(names: Iterable[str]) -> str:
     results_of, sizes = [], []
     for line in lines:
         (sizes if line.ours.tag == PARAMETERS else results_of).append(line)
-    counts, agree = count_words(results_of), count_words(sizes)[REPRODUCED]
-    partial, reproduced = counts.pop(PARTIAL, 0), counts.pop(REPRODUCED, 0)
-    others = ", ".join(f"{number} *{word}*" for word, number in counts.items()) or "none"
+    agree, partial = count_words(sizes)[REPRODUCED], count_words(results_of)[PARTIAL]
     recalled = sum(line.published is not None and line.published.recalled for line in lines)
     return (
-        f"Reproduced: **{reproduced} of {reproduced + counts.total()}** published results that were trained in full;"
-        f" the others are {others}. {partial} more come from\nshorter trainings and decide nothing yet. Of"
+        f"{trained_in_full(names)} {partial} more come from\nshorter trainings and decide nothing yet. Of"
         f" {len(sizes)} numbers of parameters {agree} agree{'s' * (agree == 1)}. {recalled} of all these published"
         " numbers are quoted from memory\\*. Each is counted once, for the first row that has it."
+    )
+
+
+def trained_in_full(names: Iterable[str]) -> str:
+    """A sentence: the verdicts on published results, without numbers of parameters and shorter trainings."""
+    counts = count_words(line for line in first_verdicts(names) if line.ours.tag != PARAMETERS)
+    del counts[PARTIAL]
+    reproduced = counts.pop(REPRODUCED, 0)
+    others = ", ".join(f"{number} *{word}*" for word, number in counts.items()) or "none"
+    return (
+        f"Reproduced: **{reproduced} of {reproduced + counts.total()}** published results that were trained in full; "
+        f"the others are {others}."
     )
 
 

@@ -22,7 +22,7 @@ def _unused(s: Settings, given: Collection[str]) -> Iterator[tuple[str, str]]:
     if not s.has_ode:
         yield "tol|eval_tol|trainer.max_nfe|(solver|dynamics)\\..*", f"model={s.model.name} has no ODE"
     elif s.solver.fixed and s.evaluation_solver.fixed:
-        yield "tol", f"{s.solver.name} has fixed steps; solver.steps is their number"
+        yield "tol|solver.(rtol|atol)", f"{s.solver.name} has fixed steps; solver.steps is their number"
     elif {"solver.rtol", "solver.atol"} <= set(given):
         yield "tol", "solver.rtol and solver.atol are set"
     if s.has_ode and s.solver.fixed:

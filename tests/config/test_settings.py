@@ -454,6 +454,7 @@ def test_overrides_without_effect_are_named():
         ("trainer.epochs=3", "trainer.iterations=4"): ["trainer.epochs=3 has no effect: trainer.iterations=4 is set"],
         ("solver=rk4",): [],
         ("solver=rk4", "tol=1e-3"): [tol],
+        ("solver=rk4", "solver.rtol=1e-3"): [f"solver.r{tol}"],
         ("solver=rk4", "tol=1e-3", "eval_solver=dopri5"): [],
         ("model=mlp", "tol=1e-3"): ["tol=1e-3 has no effect: model=mlp has no ODE"],
         ("model=mlp", "solver.steps=5"): ["solver.steps=5 has no effect: model=mlp has no ODE"],
