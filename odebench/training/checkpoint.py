@@ -24,7 +24,8 @@ from odebench.training.distributed import all_gather, is_rank_zero, rank, world_
 from odebench.training.optim import build_optimizer
 
 FORMAT = 1
-PREVIOUS = Path(layout.PREVIOUS_CHECKPOINT).name  # it is in the same folder as the last checkpoint
+# In the same folder as the last checkpoint.
+PREVIOUS, BEST = (Path(path).name for path in (layout.PREVIOUS_CHECKPOINT, layout.BEST_CHECKPOINT))
 
 log = logging.getLogger(__name__)
 
@@ -85,13 +86,16 @@ class TrainingState:
             _save(kept, content)
         _save(path, content, path.with_name(PREVIOUS))
 
-    def save_weights(self, path: Path) -> None:
-        """Save only the weights of the evaluated model, atomically. Used for ``best.pt``."""
-        content = {"format": FORMAT, "model_name": self.model_name, "model": self.evaluated_model.state_dict()}
-        _save(path, content)
+    def save_best_weights(self, path: Path) -> None:
+        """Save only the weights of the evaluated model and their step, atomically."""
+        weights = self.evaluated_model.state_dict()
+        _save(path, {"format": FORMAT, "model_name": self.model_name, "model": weights, "step": self.progress.step})
 
     def load(self, path: Path) -> None:
-        """Load a checkpoint that ``save`` wrote. Raises UsageError if the file is not one, or does not fit."""
+        """Load a checkpoint that ``save`` wrote, and check that the best weights are those that it knows.
+
+        Raises UsageError if the file is not a checkpoint, or does not fit.
+        """
         content = _load(path)
         load_weights(self.task.model, path, self.model_name, content)
         if "optimizer" not in content:
@@ -106,6 +110,24 @@ class TrainingState:
             _set_random_states(content["random"])
         except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
             raise UsageError(f"{path} does not fit these settings ({type(error).__name__}: {error})") from error
+        self._restore_best(path.with_name(BEST))
+
+    def _restore_best(self, path: Path) -> None:
+        """Write the best weights if they are the loaded ones. Forget the best value if its weights are lost."""
+        progress = self.progress
+        if progress.best is None:
+            return
+        if progress.best_step == progress.step:
+            self.save_best_weights(path)
+            return
+        try:
+            is_best = _load(path).get("step", progress.best_step) == progress.best_step
+        except UsageError:
+            is_best = False
+        if not is_best:
+            line = "%s does not hold the best weights, those of step %d; the next validation counts as the best so far"
+            log.warning(line, path, progress.best_step)
+            progress.best, progress.best_step = None, 0
 
     def load_latest(self, path: Path) -> None:
         """Load the last checkpoint. If it is damaged, load the one before it and put that in its place.

@@ -85,6 +85,9 @@ def fit(training: TrainingState, settings: Settings, writer: RunWriter | NullRun
                 writer.flush()
                 progress.elapsed_s = writer.elapsed_s
                 training.save(last_checkpoint, writer.path / layout.KEPT_CHECKPOINT.format(epoch) if keep_due else None)
+                # After the checkpoint, which holds the same weights if the process is killed in between.
+                if validation_due and progress.best_step == step:
+                    training.save_best_weights(writer.path / layout.BEST_CHECKPOINT)
                 last_saved = time.monotonic()
             if stopping and not progress.finished:
                 stop.signal_number = stopping
@@ -169,7 +172,7 @@ def solver_metrics(solves: tuple[ode.Stats, ...]) -> dict[str, float]:
 
 
 def validate(training: TrainingState, settings: Settings, writer: RunWriter | NullRunWriter) -> dict[str, float]:
-    """Evaluate the validation split and log the metrics. Saves the weights if they are the best so far."""
+    """Evaluate the validation split, log the metrics, and note whether they are the best so far."""
     progress = training.progress
     metrics = distributed.broadcast_result(lambda: training.task.evaluate("validation", training.evaluated_model))
     tagged = {f"val/{name}": value for name, value in metrics.items() if layout.is_tag(f"val/{name}")}
@@ -177,8 +180,7 @@ def validate(training: TrainingState, settings: Settings, writer: RunWriter | Nu
     value, best_before = tagged[settings.trainer.objective], progress.best
     if is_better(settings.trainer.objective, value, best_before):
         progress.best, progress.best_step = value, progress.step
-        training.save_weights(writer.path / layout.BEST_CHECKPOINT)
-    # The weights are saved, but trainer.patience sees no improvement, if the value equals the best one or is NaN.
+    # The weights will be saved, but trainer.patience sees no improvement, if the value equals the best one or is NaN.
     has_improved = progress.best != best_before and math.isfinite(value)
     progress.stale_epochs = 0 if has_improved else progress.stale_epochs + settings.trainer.validate_every
     return tagged

@@ -550,6 +550,21 @@ def test_a_run_killed_right_after_a_checkpoint_loses_no_row(step, tmp_path, monk
     assert equal_ends(tmp_path / "run", uninterrupted)
 
 
+@pytest.mark.parametrize("damage", ["a later step", "missing"])
+def test_best_weights_that_are_lost_are_not_tested(damage, stopped, caplog):
+    last, best = (stopped / f"checkpoints/{name}.pt" for name in ("last", "best"))
+    state = torch.load(last, weights_only=True)
+    assert state["progress"]["best_step"] == 4
+    torch.save({**state, "progress": state["progress"] | {"best": 2.0}}, last)  # no later accuracy is better
+    if damage == "missing":
+        best.unlink()
+    else:
+        torch.save(torch.load(best, weights_only=True) | {"step": 7}, best)
+    assert resume_run(stopped).exit_code == 0
+    assert f"{best} does not hold the best weights, those of step 4" in caplog.text
+    assert read_run(stopped).summary["best/step"] == torch.load(best, weights_only=True)["step"] == 8
+
+
 @pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_with_the_same_numbers():
     script = Path(__file__).parents[2] / "scripts" / "kill_and_resume_runs.py"
