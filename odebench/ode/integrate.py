@@ -25,6 +25,9 @@ from odebench.ode.scipy_bridge import solve_span
 from odebench.ode.solution import SolveOutcome, Stats, Status
 from odebench.ode.torch_func import to_list, under_vmap, without_autocast
 
+# The largest time of a solve that only an event ends: products with a step must not overflow in float32.
+LARGEST_TIME = 1e30
+
 
 class Observer:
     """An object that follows the steps of a solve; by default it does nothing.
@@ -257,6 +260,7 @@ def _step_adaptively(
         return outcome(Status.non_finite), h
     # The last time is infinite if only an event ends the solve.
     time_scale = max(abs(t), abs(end) if math.isfinite(end) else h)
+    largest_time = math.inf if math.isfinite(end) else LARGEST_TIME
     error_norm = control.ScaledErrorNorm(tolerance, plan.norm, y)
 
     while True:
@@ -267,7 +271,7 @@ def _step_adaptively(
         if step < control.SMALLEST_STEP * max(abs(t), control.SMALLEST_TIME * time_scale) and not at_stop:
             underflow = attempts == 0 or ratio < math.inf
             return outcome(Status.step_underflow if underflow else stepper.failure or Status.non_finite), h
-        if attempts == plan.max_steps:
+        if attempts == plan.max_steps or abs(t + direction * step) > largest_time:
             return outcome(Status.max_steps), h
         attempts += 1
 

@@ -5,6 +5,7 @@ Such fields are recognised by their layers, and by evaluating them twice.
 
 import dis
 import functools
+import itertools
 import sys
 import threading
 import types
@@ -47,9 +48,10 @@ def find_layers(f: Callable[..., Any]) -> tuple[list[str], list[nn.Module]]:
     that a function or a method refers to. ``evaluate_watched`` finds other layers.
     """
     changing, buffered = [], []
-    for held, owner in referenced_objects(f):
-        if not isinstance(owner, nn.Module):
-            continue
+    found = [(name, x) for name, x in referenced_objects(f) if isinstance(x, nn.Module)]
+    if isinstance(f, types.FunctionType):
+        found = [part for name, module in found for part in _used_parts(f.__code__, name, module)]
+    for held, owner in found:
         layers = _all_layers(owner)
         buffered += [layer for layer in layers if layer._buffers]
         suspects = (x for x in layers if isinstance(x, _RANDOM_OR_BUFFERED) or x._forward_pre_hooks)
@@ -60,6 +62,36 @@ def find_layers(f: Callable[..., Any]) -> tuple[list[str], list[nn.Module]]:
                 if _changes_in_training(layer)
             ]
     return changing, buffered
+
+
+def _used_parts(code: types.CodeType, name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The layers of a module that code with this name for it uses; the module itself if it may use all of them."""
+    if (used := _attributes_used(code, name)) is None:
+        return [(name, module)]
+    found: list[tuple[str, Any]] = []
+    plain = {*module._parameters, *(key for key, x in vars(module).items() if not callable(x))} - {"_modules"}
+    for key in sorted(used - plain):
+        if key in module._modules:
+            found.append((key, module._modules[key]))
+        elif not hasattr(nn.Module, key) and isinstance(method := getattr(type(module), key, None), types.FunctionType):
+            found += referenced_objects(types.MethodType(method, module))
+        else:
+            return [(name, module)]
+    return [(f"{name}.{key}", x) for key, x in found if isinstance(x, nn.Module)]
+
+
+@functools.lru_cache(maxsize=256)
+def _attributes_used(code: types.CodeType, name: str) -> frozenset[str] | None:
+    """The attributes of a variable that code reads; None if it uses the variable in another way, too."""
+    if any(isinstance(one, types.CodeType) for one in code.co_consts):  # functions inside
+        return None
+    instructions, used = list(dis.get_instructions(code)), set()
+    for one, following in itertools.pairwise(instructions):
+        if one.argval == name and one.opname in ("LOAD_DEREF", "LOAD_GLOBAL"):
+            if following.opname not in ("LOAD_ATTR", "LOAD_METHOD"):
+                return None
+            used.add(following.argval)
+    return frozenset(used)
 
 
 def _all_layers(module: nn.Module) -> list[nn.Module]:

@@ -235,7 +235,7 @@ def _solve_until_event(
         outcome = solution.outcome
         if solution.status is Status.success:
             outcome = dataclasses.replace(outcome, status=Status.max_steps)
-        raise OdeintError(outcome, solution)
+        raise OdeintError(outcome, solution, "odeint_event, whose event was not reached,")
     event = solution.events[0]
     states = pytree.tree_map(lambda y, at_event: torch.cat([y[:1], at_event[-1:]]), solution.y, event.y)
     return event.t[-1], states

@@ -226,6 +226,56 @@ def test_parameters_that_begin_to_require_a_gradient(captured):
     assert gradients() == gradients() == 6
 
 
+class Layers(nn.Module):
+    """The layer number ``index``, minus the other one where ``both`` is set."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(2, 2, dtype=torch.float64) for _ in range(2))
+        self.index, self.both = 0, False
+
+    def forward(self, t, y):
+        rate = torch.tanh(self.layers[self.index](y))
+        return rate - torch.sin(self.layers[1 - self.index](y)) if self.both else rate
+
+
+def assert_equal_gradients(f, change=lambda: None, **options):
+    """The gradients of a compiled and of an eager solve are equal; change() is called before the backward pass."""
+    found = []
+    for compile in (False, "solve"):
+        f.requires_grad_(True).zero_grad(set_to_none=True)
+        y0 = torch.ones(1, 2, dtype=torch.float64, requires_grad=True)
+        loss = solve(f, y0, (0.0, 1.0), compile=compile, **options).y[-1].square().sum()
+        change()
+        loss.backward()
+        found.append([y0.grad, *(p.grad for p in f.parameters())])
+    torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "rk4", "steps": 4}, {"gradient": "checkpoint"}], ids=str)
+def test_a_layer_that_is_replaced(uncompiled, options):
+    f = Layers()
+    for _ in range(3):
+        assert_equal_gradients(f, **options)
+        f.layers[0] = nn.Linear(2, 2, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("options", [{"method": "bosh3"}, {"method": "euler", "steps": 2}], ids=str)
+def test_an_f_that_changes_its_layer_and_changes_back(captured, options):
+    f = Layers()
+    for index in (0, 0, 1, 0, 0, 1):
+        f.index = index
+        assert_equal_gradients(f, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "rk4", "steps": 4}, {"gradient": "checkpoint"}], ids=str)
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_parameter_that_is_frozen_before_the_backward_pass(uncompiled, frozen, options):
+    f = Layers()
+    f.both = True
+    assert_equal_gradients(f, lambda: f.layers[frozen].weight.requires_grad_(False), **options)
+
+
 def test_parameters_of_modules_whose_methods_a_field_holds(uncompiled):
     class Scaled(nn.Module):
         def __init__(self, *functions):

@@ -87,6 +87,38 @@ def test_a_layer_that_changes_in_training_mode_is_refused_in_args_and_a_closure(
         module.train()
 
 
+class Encoded(nn.Module):
+    """Solves with a field that holds this module, whose encoder has dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Dropout(0.5)
+        self.field = nn.Linear(6, 6)
+        self.scale = 0.5
+
+    def scaled(self, y):
+        return self.scale * self.field(y)
+
+    def encoded(self, y):
+        return self.field(self.encoder(y))
+
+
+@pytest.mark.parametrize("stepping", STEPPINGS)
+def test_layers_that_f_does_not_use_are_not_refused(stepping):
+    module = Encoded()
+    for f in (lambda t, y: module.scale * module.field(y), lambda t, y: module.scaled(y)):
+        assert solve(f, Y0, [0.0, 1.0], stepping=stepping).y.isfinite().all()
+    for f in (
+        lambda t, y: module.encoder(y),
+        lambda t, y: module.encoded(y),
+        lambda t, y: module.get_submodule("encoder")(y),
+        lambda t, y: next(iter(module.children()))(y),
+        lambda t, y: sum(layer(y) for layer in (module.encoder,)),
+    ):
+        with pytest.raises(ValueError, match=r"module\.encoder \(Dropout\) in training mode"):
+            solve(f, Y0, [0.0, 1.0], stepping=stepping)
+
+
 def in_a_closure(layer):
     return lambda y: layer(y)
 

@@ -443,6 +443,25 @@ def test_an_event_that_starts_at_zero_detects_its_next_zero_in_the_given_directi
     torch.testing.assert_close(solution.events[0].t, period * math.pi / speed, rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.parametrize("method", ["dopri5", "vern7", "dopri8", "adaptive_heun"])
+def test_the_gradient_with_an_event_that_starts_at_zero(method):
+    speed = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+    gradients = []
+    for stepping in ("shared", "per_sample"):
+        solution = solve(
+            lambda t, y: torch.stack((y[..., 1] * speed, -y[..., 0] * speed), -1),
+            torch.tensor([[1.0, 0.0]], dtype=torch.float64),
+            [0.0, 1.0, 20.0],
+            event=lambda t, y, shared=stepping == "shared": y[:, 1].sum() if shared else y[:, 1],
+            method=method,
+            stepping=stepping,
+            rtol=1e-6,
+            atol=1e-6,
+        )
+        gradients += torch.autograd.grad(solution.y[1].sum(), speed)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("gradient", ["backprop", "checkpoint"])
 @pytest.mark.parametrize("value", [1.0, math.nan], ids=["f", "y0"])
 def test_f_is_not_called_for_no_rows(gradient, value):

@@ -104,3 +104,16 @@ class TestEvents:
             odeint(lambda t, y: -y, y0, t, options={"max_num_steps": 50}, event_fn=lambda t, y: y + 1)
         with pytest.raises(ValueError, match="step_size"):
             odeint(lambda t, y: -y, y0, t, method="rk4", event_fn=lambda t, y: y + 1)
+
+    @pytest.mark.parametrize("speed", [0.0, 1.0])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("reverse", [False, True])
+    def test_an_event_that_is_never_reached(self, reverse, dtype, speed):
+        with pytest.raises(AssertionError, match="whose event was not reached, failed: max_steps"):
+            odeint_event(
+                lambda t, y: torch.full_like(y, -speed if reverse else speed),
+                torch.ones(2, dtype=dtype),
+                torch.tensor(0.0, dtype=dtype),
+                event_fn=lambda t, y: y[0] + 5,
+                reverse_time=reverse,
+            )

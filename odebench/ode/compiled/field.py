@@ -65,14 +65,15 @@ class UsedParameters:
         slots = {f"{path}.{key}".lstrip("."): (x._parameters, key) for path, x in layers for key in x._parameters}
         self._used = [slots[name] for name in names]
         self._all = list(slots.values())
+        self._children = [(x._modules, dict(x._modules)) for x in module.modules()]
         self._require_grad = self._find_require_grad()
 
     def _find_require_grad(self) -> list[bool]:
         return [(x := tensors.get(key)) is not None and x.requires_grad for tensors, key in self._all]
 
     def tensors(self) -> list[Tensor] | None:
-        """The parameters as they are now; None if others require a gradient than before."""
-        if self._find_require_grad() != self._require_grad:
+        """The parameters as they are now; None if a module was replaced, or others require a gradient than before."""
+        if any(now != before for now, before in self._children) or self._find_require_grad() != self._require_grad:
             return None
         found = [tensors[key] for tensors, key in self._used]
         return [x for x in found if x is not None]
@@ -118,7 +119,8 @@ def rate_of_inputs(
         all_args = list(args)
         for i, value in zip(arg_idx, inputs[len(slots) :], strict=True):
             all_args[i] = value
-        parameters = {name: value for names, value in zip(slots, inputs, strict=False) for name in names}
+        values = inputs[: len(slots)]
+        parameters = {name: value for names, value in zip(slots, values, strict=True) for name in names}
 
         def call(*inputs_of_f: Any) -> Any:
             return functional_call(f, parameters, inputs_of_f, tie_weights=False)

@@ -168,7 +168,9 @@ class SolveGraphs:
 
     modules: those that f refers to. solve: the function of the forward graph.
     is_checked: whether f was evaluated once outside of the graph, where its result and its noise are checked.
-    used: the parameters that this evaluation used; None if it is unknown.
+    used: the parameters that f uses; None if they are unknown. known_sizes: of the inputs with which f used them.
+    is_steady: False once f has changed its code or the parameters that it uses. Then each solve evaluates f to find
+    them, since f may change back without a new graph.
     """
 
     def __init__(
@@ -177,6 +179,8 @@ class SolveGraphs:
         self.field, self.method = field, method
         self.module, self.is_checked = FieldModule(field.f, modules), False
         self.used: UsedParameters | None = None
+        self.known_sizes: set[Any] = set()
+        self.is_steady = True
         self.forward = CompiledGraph(solve, "solve", field)
         self._gradients: dict[Any, CompiledGraph] = {}
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -68,9 +69,10 @@ def _solve(mode: str, solve: ForwardSolve) -> IntegrationResult:
     problem, plan, nfe = solve.problem, solve.plan, solve.problem.stats.nfe
     compiled: SolveGraphs
     compiled = find_fixed_graphs(problem, plan) if plan.grid else find_compiled_solve(problem, plan, keep=True)
-    known = compiled.used if mode == "backprop" else None
-    parameters = known.tensors() if known else None
-    used: UsedParameters | None = known
+    used = before = compiled.used if mode == "backprop" else None
+    known = before.tensors() if before else None
+    sizes = (len(problem.times), problem.y0.shape, *(arg.shape for arg in problem.args))
+    parameters = known if compiled.is_steady and sizes in compiled.known_sizes else None
     graphs: int | None = num_graphs()
     if used is None or parameters is None:
         if mode == "backprop":
@@ -82,6 +84,8 @@ def _solve(mode: str, solve: ForwardSolve) -> IntegrationResult:
         if names is None:
             compiled.forward.refuse(NO_PARAMETER)
         used = UsedParameters(compiled.module, names)
+        if before is not None and known is not None and names != before.names:
+            compiled.is_steady = False
     moves = mode == "backprop" and grid_moves(problem, plan, None)
     differentiable = moves or any(x.requires_grad for x in (problem.y0, *problem.args, *parameters))
     if not differentiable:
@@ -90,10 +94,12 @@ def _solve(mode: str, solve: ForwardSolve) -> IntegrationResult:
         result = _solve_fixed(problem, FixedSolve(problem, plan, compiled, moves), parameters, used.names)
     else:
         result = run_with_backward(_ExactGradient, solve, CapturedTensors(parameters, None, None), used.names)
-    compiled.used = used if mode == "backprop" else None
+    if mode == "backprop":
+        compiled.used = used
+        compiled.known_sizes = {sizes} if known is None else compiled.known_sizes | {sizes}
     if graphs is not None and graphs != num_graphs():
         # The code of f has changed, and may use other tensors.
-        problem.stats, compiled.used = Stats(nfe=nfe), None
+        problem.stats, compiled.is_steady = Stats(nfe=nfe), False
         return _solve(mode, solve)
     return result
 
@@ -138,13 +144,12 @@ class _ExactGradient(torch.autograd.Function):
     def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
         run, times = ctx.run, ctx.run.times
         y0, *tensors = ctx.saved_tensors
-        parameters, args = tensors[: ctx.num_parameters], tensors[ctx.num_parameters :]
-        graph = run.solve.backward(ctx.names, tuple(i for i, arg in enumerate(args) if arg.requires_grad))
-        values = [x.detach() for x in parameters if x.requires_grad], [x.detach() for x in args]
+        needed, *values = _needed_inputs(ctx, tensors)
+        graph = run.solve.backward(ctx.names, _positions(needed[ctx.num_parameters :]))
         stats = ctx.problem.stats.backward = ctx.problem.stats.backward or Stats()
         grad_states, grad_y = grad_states.detach(), torch.zeros_like(y0)
         grad_states = torch.nn.functional.pad(grad_states, (0, 0, 0, len(times) - len(grad_states)))
-        totals = [torch.zeros_like(x) for x in tensors if x.requires_grad]
+        totals = [torch.zeros_like(x) for x, need in zip(tensors, needed, strict=True) if need]
         with torch.autocast(y0.device.type, enabled=False):
             for chunk in reversed(run.chunks):
                 if chunk.n == 0:
@@ -162,7 +167,22 @@ class _ExactGradient(torch.autograd.Function):
         if run.chunks[0].n == 0:
             grad_y = grad_states[0].clone()
         gradients = iter(totals)
-        return None, None, None, None, grad_y, *(next(gradients) if x.requires_grad else None for x in tensors)
+        return None, None, None, None, grad_y, *(next(gradients) if need else None for need in needed)
+
+
+def _needed_inputs(ctx: Any, tensors: Sequence[Tensor]) -> tuple[Sequence[bool], list[Tensor], list[Tensor]]:
+    """Return which of the tensors (parameters, then args) get a gradient, the parameters that do, and all args.
+
+    A tensor gets one if it required a gradient in the forward pass, where the parameters were named. That may have
+    changed since.
+    """
+    needed, num = ctx.needs_input_grad[len(ctx.needs_input_grad) - len(tensors) :], ctx.num_parameters
+    parameters = [x.detach() for x, need in zip(tensors[:num], needed[:num], strict=True) if need]
+    return needed, parameters, [x.detach() for x in tensors[num:]]
+
+
+def _positions(flags: Sequence[bool]) -> tuple[int, ...]:
+    return tuple(i for i, flag in enumerate(flags) if flag)
 
 
 def _solve_fixed(
@@ -189,7 +209,7 @@ class _FixedGradient(torch.autograd.Function):
         y0: Tensor,
         *tensors: Tensor,
     ) -> Tensor:
-        ctx.problem, ctx.solve, ctx.names = problem, solve, names
+        ctx.problem, ctx.solve, ctx.names, ctx.num_parameters = problem, solve, names, len(tensors) - len(problem.args)
         ctx.save_for_backward(points, y0, *tensors)
         with torch.autocast("cpu", enabled=False):
             return solve.states(y0.detach(), [arg.detach() for arg in problem.args], keep=True)
@@ -197,15 +217,14 @@ class _FixedGradient(torch.autograd.Function):
     @staticmethod
     @functools.partial(once_differentiable, message=DIFFERENTIABLE_ONCE)
     def backward(ctx: Any, grad_states: Tensor) -> tuple[Tensor | None, ...]:
-        solve, num_args = ctx.solve, len(ctx.problem.args)
+        solve = ctx.solve
         _, _, *tensors = ctx.saved_tensors
-        parameters, args = tensors[: len(tensors) - num_args], tensors[len(tensors) - num_args :]
-        values = [x.detach() for x in parameters if x.requires_grad], [x.detach() for x in args]
+        needed, *values = _needed_inputs(ctx, tensors)
         stats = ctx.problem.stats.backward = ctx.problem.stats.backward or Stats()
         stats.nfe += solve.last * solve.plan.method.stages
-        arg_idx = tuple(i for i, arg in enumerate(args) if arg.requires_grad)
+        arg_idx = _positions(needed[ctx.num_parameters :])
         with torch.autocast("cpu", enabled=False):
             grad_y, grad_points, totals = solve.gradients(grad_states.detach(), ctx.names, arg_idx, *values)
         gradients = iter(totals)
-        grad_tensors = [next(gradients) if x.requires_grad else None for x in tensors]
+        grad_tensors = [next(gradients) if need else None for need in needed]
         return None, None, None, grad_points if solve.moves else None, grad_y, *grad_tensors

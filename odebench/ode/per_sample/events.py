@@ -74,6 +74,8 @@ class RowEventDetector:
             first[idx] = THETA_AFTER_START
             values = self._value_at(_RowInterpolant(stepper, step, idx), take_rows(first, idx))
             before = put_rows(before, idx, values)
+            if stepper.with_graph:  # f at the end of the step was evaluated without a graph
+                step.f_next_of_some = None
         return first, before
 
     def select(self, idx: Tensor) -> None:
