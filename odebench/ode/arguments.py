@@ -87,7 +87,7 @@ def times_as_tensor(t: Any) -> Tensor:
     try:
         if any(isinstance(time, Tensor) for time in t):
             return torch.stack([torch.as_tensor(time, dtype=torch.float64) for time in t])
-        return torch.tensor(t, dtype=torch.float64)
+        return torch.tensor(t, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"t must be a tensor or a list of numbers, got {short_repr(t)}") from error
 

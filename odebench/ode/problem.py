@@ -299,7 +299,7 @@ class InitialValueProblem(FlatProblem):
         """Return times or step sizes as a tensor [len(values)] on the device of the state."""
         device = self.y0.device
         if device.type == "cpu":
-            return torch.tensor(values, dtype=self.time_dtype)
+            return torch.tensor(values, dtype=self.time_dtype, device=device)
         # Filled on the device: a copy from the host would synchronise.
         numbers = [torch.full((), value, dtype=self.time_dtype, device=device) for value in values]
         return torch.stack(numbers) if numbers else torch.empty(0, dtype=self.time_dtype, device=device)

@@ -112,7 +112,7 @@ class _FieldAdapter:
     def state(self, y: np.ndarray) -> Tensor:
         """Convert an array to a new tensor."""
         # Copy, since SciPy overwrites its arrays.
-        state = torch.tensor(y, dtype=self._y.real.dtype).to(self._y.device, non_blocking=True)
+        state = torch.tensor(y, dtype=self._y.real.dtype, device="cpu").to(self._y.device, non_blocking=True)
         return torch.view_as_complex(state.view(-1, 2)) if self._y.is_complex() else state
 
     def tolerance(self, tolerance: float | Tensor) -> float | np.ndarray:

@@ -196,7 +196,7 @@ def make_plan(
         # If rtol is a number, ScaledErrorNorm divides by it after taking the norm. This is wrong for a user's function,
         # which need not be homogeneous.
         rtol, atol = (
-            x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64)
+            x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64, device="cpu")
             for x in (tolerance.rtol, tolerance.atol)
         )
         tolerance = Tolerance(rtol, atol)

@@ -73,7 +73,7 @@ class RowOutcomes:
     def before_first_step(cls, problem: RowProblem) -> "RowOutcomes":
         """Return the outcomes before the first step: success at the first time, without any steps."""
         unknown = torch.full_like(problem.times[0], math.nan)
-        none = torch.zeros(problem.num_rows, dtype=torch.long)
+        none = torch.zeros(problem.num_rows, dtype=torch.long, device="cpu")
         status = [Status.success] * problem.num_rows
         return cls(status, problem.times[0].clone(), unknown, unknown.clone(), none, none.clone())
 
@@ -121,7 +121,7 @@ class RowLoop:
         self._step_sizes: RowStepSizes = (
             FixedStepSizes(problem, plan) if plan.tolerance is None else AdaptiveStepSizes(problem, plan)
         )
-        self._active = ActiveRows(rows, problem.times[0], y, k, torch.zeros(len(rows), dtype=torch.long))
+        self._active = ActiveRows(rows, problem.times[0], y, k, torch.zeros(len(rows), dtype=torch.long, device="cpu"))
         if self.detector is not None:
             self.detector.start(t0, y)
         self._drop_non_finite()

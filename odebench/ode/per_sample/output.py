@@ -42,7 +42,7 @@ class RowOutputRecorder:
         self._num_times = times.shape[1]
         self._direction = torch.sign(times[:, -1] - times[:, 0])
         self._ordered_times = times * self._direction.unsqueeze(1)
-        self._next_output = torch.ones(problem.num_rows, dtype=torch.long)
+        self._next_output = torch.ones(problem.num_rows, dtype=torch.long, device="cpu")
         self._states = [y]
         self._flat_idx = [problem.all_rows()]
 
@@ -69,8 +69,8 @@ class RowOutputRecorder:
         return self._locate(step, inside, first, ends.nonzero().squeeze(1))
 
     def _locate(self, step: RowStep, inside: Tensor, first: Tensor, ends: Tensor) -> StepOutputs:
-        idx = torch.repeat_interleave(torch.arange(len(inside)), inside)
-        offsets = torch.arange(len(idx)) - take_rows(inside.cumsum(0) - inside, idx)
+        idx = torch.repeat_interleave(torch.arange(len(inside), device="cpu"), inside)
+        offsets = torch.arange(len(idx), device="cpu") - take_rows(inside.cumsum(0) - inside, idx)
         inner = take_rows(first, idx) + offsets
         numbers = torch.cat((inner, take_rows(first + inside, ends)))
         flat_idx = numbers * self._problem.num_rows + take_rows(step.rows, torch.cat((idx, ends)))

@@ -57,7 +57,7 @@ class RowProblem(FlatProblem):
                 shape = tuple(tensor.shape)
                 raise ValueError(f"Rows(tensor) needs one entry per row, {self.num_rows}, got shape {shape}")
         self.stats.row_evaluations = 0
-        self._evaluations = torch.zeros(self.num_rows, dtype=torch.long)
+        self._evaluations = torch.zeros(self.num_rows, dtype=torch.long, device="cpu")
         self._rows, self._calls, self._arguments = self.all_rows(), 0, self.layout.rebuild_args(self.args)
 
     def __call__(self, t: Tensor, y: Tensor, rows: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class RowProblem(FlatProblem):
 
     def all_rows(self) -> Tensor:
         """Return the numbers of all rows, [B]."""
-        return torch.arange(self.num_rows)
+        return torch.arange(self.num_rows, device="cpu")
 
     def unflatten(self, y: Tensor) -> Any:
         """Return flat states [*batch, n] in the user's structure; its tensors are views [*batch, *shape]."""

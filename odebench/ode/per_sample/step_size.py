@@ -66,9 +66,9 @@ class AdaptiveStepSizes:
         self._direction = torch.sign(self._end - start)
         # The smallest step at the largest time: a bound of the smallest steps at all times.
         self._smallest = SMALLEST_STEP * torch.maximum(start.abs(), self._end.abs())
-        self._past_ratios = torch.ones(2, len(start), dtype=torch.float64)
+        self._past_ratios = torch.ones(2, len(start), dtype=torch.float64, device="cpu")
         self.error_ratio = self.h = self.t_next = self._step = torch.full_like(start, math.nan)
-        self.last = torch.zeros(len(start), dtype=torch.bool)
+        self.last = torch.zeros(len(start), dtype=torch.bool, device="cpu")
         self.proposal = torch.full_like(start, plan.first_step or math.nan)
 
     def choose(self, t: Tensor) -> Tensor | None:
@@ -159,10 +159,10 @@ class FixedStepSizes:
         assert plan.grid is not None
         shared = problem.t.dim() == 1
         grids = [plan.grid(times) for times in to_list(problem.row_times[: 1 if shared else None])]
-        self._count = torch.tensor([len(grid) - 1 for grid in grids]).expand(problem.num_rows)
+        self._count = torch.tensor([len(grid) - 1 for grid in grids], device="cpu").expand(problem.num_rows)
         longest = max(map(len, grids), default=1)
         padded = [grid + [math.nan] * (longest - len(grid)) for grid in grids]
-        self._grid = torch.tensor(padded, dtype=torch.float64).expand(problem.num_rows, longest)
+        self._grid = torch.tensor(padded, dtype=torch.float64, device="cpu").expand(problem.num_rows, longest)
         self._position = 0
         self.error_ratio = problem.row_times.new_full((problem.num_rows,), math.nan)
         self.h = self.t_next = self.error_ratio
@@ -178,7 +178,7 @@ class FixedStepSizes:
 
     def accept_or_reject(self, stepper: RowStepper, step: RowStep) -> Tensor:
         """Accept every step."""
-        return torch.ones(len(step.rows), dtype=torch.bool)
+        return torch.ones(len(step.rows), dtype=torch.bool, device="cpu")
 
     def select(self, idx: Tensor) -> None:
         """Keep only the rows at the indices ``idx``."""

@@ -75,7 +75,7 @@ class RowStepper:
     ) -> None:
         self.method, self.with_graph, self._field, self._on_device = method, with_graph, field, on_device
         self.fsal = method.fsal
-        self._c = torch.tensor((*method.c, *method.extra_c), dtype=torch.float64).unsqueeze(1)
+        self._c = torch.tensor((*method.c, *method.extra_c), dtype=torch.float64, device="cpu").unsqueeze(1)
         self._extra_a = [constant(row, y.dtype, y.device) for row in method.extra_a]
         self._dense = constant(HERMITE if method.dense is None else method.dense, y.dtype, y.device).t()
         self._buffer: RowStageBuffer | None = None
