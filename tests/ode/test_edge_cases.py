@@ -1,11 +1,12 @@
 """Edge cases in every gradient mode: empty states, unusual fields and times, errors that say what to do."""
 
+import gc
 import math
 
 import pytest
 import torch
 
-from odebench.ode import GRADIENTS, SolveError, solve
+from odebench.ode import GRADIENTS, Checkpoint, SolveError, solve
 
 W = torch.tensor([[0.3, -0.8], [0.9, 0.2]], dtype=torch.float64)
 
@@ -177,6 +178,35 @@ def test_the_default_device_may_be_another_one_than_that_of_the_state(options):
         y = solve(lambda t, y: torch.cos(t).reshape(-1, 1) * y, y0, times, **options).y
         y.nansum().backward()
     assert y.device == y0.grad.device == y0.device
+
+
+@pytest.mark.parametrize("backward", [True, False])
+@pytest.mark.parametrize(
+    "options",
+    [
+        *(how(mode) for mode in GRADIENTS),
+        {"stepping": "per_sample"},
+        {"stepping": "per_sample", "gradient": "checkpoint"},
+        {"stepping": "per_sample", "gradient": Checkpoint(checkpoints=2)},
+    ],
+    ids=str,
+)
+def test_a_solve_leaves_no_tensors_to_the_garbage_collector(options, backward, y0, weight):
+    def num_tensors_after_a_solve():
+        times = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64, requires_grad="stepping" not in options)
+        y = solve(lambda t, y: torch.tanh(y @ weight), y0.expand(3, 2), times, **options).y
+        if backward:
+            y.sum().backward()
+        del y, times
+        return sum(type(x) is torch.Tensor for x in gc.get_objects())
+
+    num_tensors_after_a_solve()
+    gc.collect()
+    gc.disable()
+    try:
+        assert num_tensors_after_a_solve() == num_tensors_after_a_solve()
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("empty", [{}, (), [{}]])

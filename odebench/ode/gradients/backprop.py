@@ -30,4 +30,6 @@ class Backprop:
             return integrate(problem, y0, times, plan, stats, observers=observers, detector=detector)
         grid = MovingGrid(problem, plan)
         stepper, shift, observers = grid.stepper, grid.output_shift, (*observers, grid)
-        return integrate(grid, y0, times, plan, stats, observers=observers, stepper=stepper, output_shift=shift)
+        result = integrate(grid, y0, times, plan, stats, observers=observers, stepper=stepper, output_shift=shift)
+        del grid.stepper  # otherwise grid and stepper keep each other, and the graph, until garbage is collected
+        return result

@@ -126,6 +126,7 @@ class _Checkpointed(torch.autograd.Function):
         with without_autocast(grad_states.device.type):
             for accepted, y in ctx.history.reversed_steps(backward_pass.advance):
                 gradient = backward_pass.step(accepted, y, gradient)
+        backward_pass.close()
         return None, None, None, gradient + grad_states[0], *accumulator.gradients()
 
 
@@ -142,6 +143,10 @@ class _RowBackwardPass:
         )
         self._rows: Tensor | None = None
         self._args: list[Tensor] = []
+
+    def close(self) -> None:
+        """Drop the steppers: they and this object would keep each other in memory until garbage is collected."""
+        del self._stepper, self._forward
 
     def advance(self, accepted: AcceptedRowStep, y: Tensor) -> Tensor:
         """Return the states [b, n] after a step from y [b, n]."""
