@@ -111,8 +111,8 @@ class Tolerance:
         ``size`` is overwritten.
         """
         scale = size.mul_(self.rtol).add_(self.atol)
-        has_atol = isinstance(self.atol, Tensor) or self.atol > 0
-        return scale if has_atol else scale.clamp_min_(torch.finfo(scale.dtype).tiny)
+        is_positive = isinstance(self.atol, float) and self.atol > 0
+        return scale if is_positive else scale.clamp_min_(torch.finfo(scale.dtype).tiny)
 
 
 class ScaledErrorNorm:

@@ -5,14 +5,15 @@ import functools
 import itertools
 import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from odebench.ode.arguments import as_number
 from odebench.ode.once_differentiable import first_derivative_only
 from odebench.ode.torch_func import needs_derivative, to_list
 from odebench.ode.transfer import queued
@@ -168,6 +169,11 @@ class DenseOutput:
         """
         return self._at(t, Interpolant.derivative, 2)
 
+    def detached(self) -> "DenseOutput":
+        """Return a copy without the autograd graph."""
+        steps = [replace(x, y=x.y.detach(), slopes=x.stacked_slopes().detach()) for x in self.interpolants]
+        return DenseOutput(steps, self._unflatten, self._end)
+
     def state_dict(self) -> dict[str, Any]:
         """Return everything as numbers, lists and detached tensors, for torch.save.
 
@@ -250,13 +256,13 @@ class DenseOutput:
 
 
 def _is_sequence(t: Any) -> bool:
-    return t.dim() > 0 if isinstance(t, Tensor) else not isinstance(t, float | int)
+    return t.dim() > 0 if isinstance(t, Tensor) else isinstance(t, Iterable) and getattr(t, "ndim", 1) > 0
 
 
 def _as_list(t: float | Sequence[float] | Tensor) -> tuple[list[float], float]:
     """Return the times as floats, and the relative rounding error of their dtype."""
     if not isinstance(t, Tensor):
-        return list(map(float, t if _is_sequence(t) else [t])), 0.0  # type: ignore[arg-type]
+        return [as_number("t", time) for time in (t if _is_sequence(t) else [t])], 0.0  # type: ignore[union-attr]
     if t.dim() > 1:
         raise ValueError(f"t must be one time, or several in one dimension, got shape {tuple(t.shape)}")
     return to_list(t.reshape(-1)), torch.finfo(t.dtype).eps if t.is_floating_point() else 0.0

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from numbers import Number
 from typing import Any
 
 import torch
@@ -207,11 +208,12 @@ class FlatProblem:
 
     def flat_tolerance(self, tolerance: Any, name: str) -> float | Tensor:
         """Return a tolerance as a number; if it has the structure of the state, as a tensor in the shape of ``y0``."""
-        if isinstance(tolerance, int | float):
-            return float(tolerance)
         leaves, structure = pytree.tree_flatten(tolerance)
-        if structure != self.layout.structure:
-            raise ValueError(f"{name} must be a number, or have the structure of y0")
+        if isinstance(tolerance, Number) or structure != self.layout.structure:
+            try:
+                return as_number(name, tolerance)
+            except TypeError as error:
+                raise ValueError(f"{name} must be a number, or have the structure of y0") from error
         how: dict[str, Any] = {"dtype": self.y0.real.dtype, "device": self.y0.device}
         tensors = [x.to(**how) if isinstance(x, Tensor) else torch.tensor(as_number(name, x), **how) for x in leaves]
         for i, row_shape in enumerate(self.layout.shapes):

@@ -185,7 +185,8 @@ class Solution:
         t, y, events = pytree.tree_map_only(
             Tensor, Tensor.detach, (self.t, self.y, [(hits.t, hits.y) for hits in self.events])
         )
-        return replace(self, t=t, y=y, events=tuple(EventHits(*hits) for hits in events))
+        dense = self.dense and self.dense.detached()
+        return replace(self, t=t, y=y, events=tuple(EventHits(*hits) for hits in events), dense=dense)
 
 
 class SolveError(RuntimeError):

@@ -38,6 +38,7 @@ def decay(t, y):
         ("step_size", math.nan, "step_size must be positive, got nan"),
         ("step_size", 1e-300, r"1e\+300 steps are more than max_steps=100000"),
         ("rtol", "1e-3", "rtol must be a number, got '1e-3'"),
+        ("rtol", True, "rtol must be a number"),
         ("atol", None, "atol must be a number, got None"),
         ("rtol", torch.ones(3), r"rtol has shape \(3,\), which does not broadcast to y0's, "),
         ("step_t", 0.5, "step_t must be a list of times, got 0.5"),
@@ -92,6 +93,20 @@ def test_numbers_and_times_of_other_libraries_are_accepted():
     y = solve(decay, Y0, np.linspace(0, 1, 3), first_step=torch.tensor(0.1), rtol=np.float32(1e-6)).y
     assert y[-1].tolist() == pytest.approx([math.exp(-1)] * 2, rel=1e-5)
     assert solve(decay, Y0, (time for time in (0.0, 1.0)), method="rk4", steps=torch.tensor(4)).stats.accepted == 4
+    for rtol in (np.float32(1e-6), torch.tensor(1e-6)):
+        pair = solve(lambda t, y: (-y[0], -y[1]), (Y0, Y0[:1]), T, rtol=rtol).y
+        assert pair[1][-1].tolist() == pytest.approx([math.exp(-1)], rel=1e-5)
+
+
+@pytest.mark.parametrize("stepping", ["shared", "per_sample"])
+def test_a_component_may_have_no_absolute_tolerance(stepping):
+    start = torch.tensor([[0.0, 1.0]])
+    found = [
+        solve(decay, start, T, rtol=1e-3, atol=atol, stepping=stepping).y[-1]
+        for atol in (0.0, torch.tensor([0.0, 0.0]), torch.tensor([0.0, 1e-9]))
+    ]
+    assert torch.equal(found[0], found[1])
+    torch.testing.assert_close(found[2], found[0], rtol=1e-3, atol=0)
 
 
 def test_an_empty_list_of_events_raises():
@@ -105,6 +120,7 @@ def test_an_empty_list_of_events_raises():
         ({"checkpoints": "3"}, "checkpoints must be a number, got '3'"),
         ({"checkpoints": 2.5}, "checkpoints must be a whole number"),
         ({"rtol": -1.0}, "rtol must not be negative, got -1"),
+        ({"rtol": 0, "atol": 0}, "rtol and atol must not both be zero"),
         ({"atol": "x"}, "atol must be a number, got 'x'"),
         ({"norm": "all"}, "norm must be 'semi' or 'full', got 'all'"),
         ({"error": "small"}, "error must be 'relative' or 'absolute', got 'small'"),

@@ -3,6 +3,7 @@
 import collections
 import math
 
+import numpy as np
 import pytest
 import torch
 from convergence import convergence_order
@@ -76,6 +77,11 @@ def test_times_may_come_in_any_order_and_any_kind(end):
     assert torch.equal(solution.dense(times[3]), solution.dense(times)[3])
     assert torch.equal(solution.dense(torch.tensor(times[3], dtype=torch.float64)), solution.dense(times)[3])
     assert solution.dense([]).shape == (0, 2)
+    for time in (np.float64(times[3]), np.array(times[3])):
+        assert torch.equal(solution.dense(time), solution.dense(times)[3])
+    assert torch.equal(solution.dense(np.array(times)), solution.dense(times))
+    with pytest.raises(TypeError, match="t must be a number, got None"):
+        solution.dense(None)
 
 
 def solution_times(solution):
@@ -182,8 +188,11 @@ def test_a_saved_one_gives_the_same_numbers_in_the_same_structure(tmp_path, dtyp
 
 def test_it_is_saved_without_its_graph_and_only_for_standard_containers(tmp_path):
     y0 = torch.ones(1, requires_grad=True)
-    dense = solve(lambda t, y: -y, y0, [0.0, 1.0], dense=True, event=lambda t, y: y[0] - 0.5).dense
+    solution = solve(lambda t, y: -y, y0, [0.0, 1.0], dense=True, event=lambda t, y: y[0] - 0.5)
+    dense = solution.dense
     assert dense(0.2).requires_grad
+    assert not solution.detached().dense(0.2).requires_grad
+    assert torch.equal(solution.detached().dense(0.2), dense(0.2))
     dense.save(tmp_path / "dense.pt")
     loaded = DenseOutput.load(tmp_path / "dense.pt")
     assert not loaded(0.2).requires_grad

@@ -155,9 +155,7 @@ class AdjointLoop(NamedTuple):
         for i, (both, error, start, end) in enumerate(zip(tolerances, errors, z, z_next, strict=False)):
             rtol, atol = both.unbind()
             scale = atol + rtol * torch.maximum(start.abs(), end.abs()).reshape(-1)
-            if tolerance.dim() == 1:
-                scale = scale.clamp_min(torch.finfo(scale.dtype).tiny)
-            scaled = error.reshape(-1) / scale
+            scaled = error.reshape(-1) / scale.clamp_min(torch.finfo(scale.dtype).tiny)
             parts = self.field.layout.split(scaled) if norm.by_tensor and i < self.num_states else [scaled]
             divisor = 1.0 if i < self.num_states - 1 else norm.divisor
             norms += [root_mean_square(part) / divisor for part in parts]

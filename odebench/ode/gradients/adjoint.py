@@ -68,6 +68,8 @@ class Adjoint:
             value = getattr(self, option)
             if value is not None and not as_number(option, value) >= 0:
                 raise ValueError(f"gradient={self.name!r}: {option} must not be negative, got {value}")
+        if self.rtol == self.atol == 0:
+            raise ValueError(f"gradient={self.name!r}: rtol and atol must not both be zero")
         if self.steps is not None:
             as_positive_integer("steps", self.steps)
         for option, (one, two) in {"norm": ("semi", "full"), "error": ("relative", "absolute")}.items():

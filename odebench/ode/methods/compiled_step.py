@@ -123,10 +123,7 @@ def scaled_error(error: Tensor, y: Tensor, y_next: Tensor, tolerance: Tensor) ->
     """
     rtol, atol = tolerance.unbind()
     size = torch.maximum(y.detach().abs(), y_next.detach().abs())
-    scale = atol + rtol * size
-    if tolerance.dim() == 1:
-        scale = scale.clamp_min(torch.finfo(tolerance.dtype).tiny)
-    return error / scale
+    return error / (atol + rtol * size).clamp_min(torch.finfo(tolerance.dtype).tiny)
 
 
 def weighted_sum(weights: Sequence[float], stages: Sequence[Tensor]) -> Any:
