@@ -50,16 +50,17 @@ class RowResult:
         name = tag.removeprefix("final/test_")
         errors = [test.get(f"{name.removesuffix('_nats')}_std_error", math.nan) for test in tests]
         samples = {test.get("images") for test in tests} if name == "accuracy" else {None}
+        lacking = f"{len(values)} of {self.num_planned} values" if 0 < len(values) < self.num_planned else ""
         return Measurement(
             self.row.name,
             tag,
             *mean_and_std(list(values.values())),
-            num_seeds(self.group),
+            len(values) or num_seeds(self.group),
             values,
             samples.pop() if len(samples) == 1 else None,
             mean_and_std(errors)[0],
             self.training_fraction,
-            self.reason or self.missing_runs,
+            self.reason or self.missing_runs or lacking,
         )
 
     @property

@@ -41,7 +41,7 @@ from odebench.sweep.attempts import COMMAND, FINAL_STATUSES, FailurePolicy, read
 from odebench.sweep.cluster import is_cluster_override, read_cluster
 from odebench.sweep.expand import expand
 from odebench.sweep.folder import LOCK_FILE, Sweep, add_jobs, choose_folder, is_sweep, load_sweep
-from odebench.sweep.run import SweepPlan, resume_sweep, run_sweep
+from odebench.sweep.run import SweepPlan, exit_code, resume_sweep, run_sweep
 from odebench.sweep.validate import Job, validate_jobs
 
 log = logging.getLogger(__name__)
@@ -214,13 +214,15 @@ def run_reproduction(planned: ReproductionPlan, policy: FailurePolicy, follow: b
 
     Returns the exit code of the sweep.
     """
-    folder, code = planned.folder, 0
+    folder = planned.folder
     if not is_sweep(folder):
         code = run_sweep(planned.plan, folder, policy, follow)
         print()
     elif _has_unfinished_jobs(planned):
         code = resume_sweep(folder, planned.plan.cluster, policy, follow)
         print()
+    else:
+        code = exit_code(load_sweep(folder))
     sweep = load_sweep(folder)
     if code != STOPPED and (missing := _missing_evaluations(planned, sweep)):
         with file_lock(folder / LOCK_FILE):

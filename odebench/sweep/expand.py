@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,12 @@ def expand_valid(
     uncertain_keys: set[str] = set()
     for grid in grids:
         values = [(one.partition("=")[0], _expand_override(one, config_dir, check_reserved, errors)) for one in grid]
+        given = Counter(key for key, _ in values)
+        errors += [
+            f"{key} is given {num} times; give all its values at once: {key}=A,B"
+            for key, num in given.items()
+            if num > 1
+        ]
         invalid_keys = {key for key, found in values if not found}
         valid = [found for key, found in values if found and key.partition(".")[0] not in invalid_keys]
         if (num := math.prod(map(len, valid))) > MAX_JOBS:

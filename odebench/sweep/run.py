@@ -139,7 +139,13 @@ def print_sweep(sweep: Sweep) -> int:
     print(f"{_count_jobs(len(sweep.jobs))} in {_shell_path(sweep.path)}: {format_counts(counts)}")
     if set(counts) - set(FINAL_STATUSES):
         print(f"continue with: odebench resume {_shell_path(sweep.path)}")
-    return next((code for status, code in EXIT_CODES.items() if counts[status]), DONE)
+    return exit_code(sweep)
+
+
+def exit_code(sweep: Sweep) -> int:
+    """The exit code of a sweep, by the statuses of its jobs."""
+    statuses = {read_status(sweep, job).status for job in sweep.jobs}
+    return next((code for status, code in EXIT_CODES.items() if status in statuses), DONE)
 
 
 def _count_jobs(count: int) -> str:

@@ -86,6 +86,14 @@ def test_the_mean_omits_failed_runs_and_is_nan_if_a_value_is_not_finite(record, 
     assert math.isnan(group.std("best/loss"))
 
 
+def test_the_mean_is_nan_if_one_run_lacks_the_value(record, runs):
+    record(seed=0, summary={"final/flops": 1.5})
+    record(seed=1)
+    (group,) = collect_runs([runs]).groups
+    assert math.isnan(group.mean("final/flops"))
+    assert group.values("final/kl_nats") == []
+
+
 def test_equal_rtol_and_atol_are_shown_once(record, runs):
     record(tol=1e-2)
     record(tol=1e-3)

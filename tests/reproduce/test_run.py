@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +16,7 @@ from odebench.reporting import report
 from odebench.reporting.report import RenderedFigure
 from odebench.reproduce import run
 from odebench.reproduce.catalogue import committed_results
+from odebench.reproduce.results import RowResult
 from odebench.sweep import attempts, local
 
 
@@ -95,6 +97,13 @@ def test_a_row_without_a_run_gives_the_reason(new_calls, tmp_path, capsys):
     assert row["ours"] == ""
 
 
+def test_a_seed_without_a_value_does_not_count():
+    group = SimpleNamespace(done_runs=[SimpleNamespace()] * 2)
+    row = SimpleNamespace(name="dopri5 at 1e-3")
+    found = RowResult(row, group, {"nfe": {"0": 14.0}}, None, "", num_planned=2).measurement("nfe")
+    assert (found.num_seeds, found.mean, found.missing) == (1, 14.0, "1 of 2 values")
+
+
 @pytest.mark.slow
 def test_seeds_are_runs_of_each_row(new_calls, tmp_path):
     assert main(["reproduce", "figure5", "seed=0,1,2"]) == 0
@@ -140,6 +149,11 @@ def test_evaluations_run_once_and_fill_their_rows(new_calls, tmp_path, monkeypat
     assert (folder / "error-tolerance.svg").read_bytes() == b"svg"
     assert not (folder / "nfe-training.svg").exists()
     (run_folder,) = folder.glob("0000_*")
+    status = run_folder / "status.json"
+    done = status.read_text()
+    status.write_text('{"status": "diverged", "step": 3}')
+    assert main(["reproduce", "figure3"]) == 3  # as when it diverged
+    status.write_text(done)
     evaluated = run_folder / "evaluations.jsonl"
     evaluated.write_text(evaluated.read_text().replace('"output_error": 0.25', '"failed": "max_steps"'))
     assert main(["reproduce", "figure3"]) == 0

@@ -62,6 +62,11 @@ def test_a_value_given_twice_is_two_equal_jobs():
     assert expand([["seed=0,1,0"]]) == [["seed=0"], ["seed=1"], ["seed=0"]]
 
 
+def test_a_key_given_twice_raises_an_error():
+    (message,) = errors(expand, [["tol=1e-2,1e-3", "seed=0", "tol=1e-4"]])
+    assert message == "tol is given 2 times; give all its values at once: tol=A,B"
+
+
 def test_every_invalid_override_is_reported():
     messages = errors(
         expand, [["solver=dopri5,tsit", "tol=interval(0,1)", "=", "run_dir=x", "hydra.sweep.dir=y", "outputs=a,b"]]
