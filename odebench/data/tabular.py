@@ -42,7 +42,7 @@ def power(*, root: str | None) -> DensityData:
     # The order of these draws is that of MAF's code, so the numbers are the same.
     voltage, gap, meters = 0.01 * random.rand(num, 1), 0.001 * random.rand(num, 1), random.rand(num, 3)
     table = np.delete(table, [1, 3], axis=1) + np.hstack([gap, voltage, meters, np.zeros((num, 1))])
-    return _data([path], _normalised(_split(table)), "UCI: individual household electric power consumption")
+    return _data([path], _normalised(path, _split(table)), "UCI: individual household electric power consumption")
 
 
 def gas(*, root: str | None) -> DensityData:
@@ -92,7 +92,7 @@ def hepmass(*, root: str | None) -> DensityData:
 def miniboone(*, root: str | None) -> DensityData:
     """Signals of neutrinos, 43 columns; 29,556 + 3,284 + 3,648 rows, in the order of the file."""
     path = _find(root, "miniboone/data.npy")
-    return _data([path], _normalised(_split(_table(path, columns=43))), "UCI: MiniBooNE particle identification")
+    return _data([path], _normalised(path, _split(_table(path, columns=43))), "UCI: MiniBooNE particle identification")
 
 
 def bsds300(*, root: str | None) -> DensityData:
@@ -174,10 +174,17 @@ def _split(table: np.ndarray) -> Splits:
     return train, validation, test
 
 
-def _normalised(splits: Splits) -> Splits:
-    """Normalise by the mean and standard deviation of training and validation together, as MAF does."""
+def _normalised(path: Path, splits: Splits) -> Splits:
+    """Normalise by the mean and standard deviation of training and validation together, as MAF does.
+
+    Raises UsageError if the table in the file has too few rows, or a column that is constant or not finite.
+    """
+    if not all(map(len, splits)):
+        raise UsageError(f"{path} has {sum(map(len, splits))} rows, too few for training, validation and test")
     fitted = np.concatenate(splits[:2])
     mean, std = fitted.mean(0), fitted.std(0)
+    if len(wrong := np.flatnonzero(~((std > 0) & np.isfinite(std)))):
+        raise UsageError(f"{path}: column {wrong[0] + 1} of those that are used is constant or not finite")
     train, validation, test = ((split - mean) / std for split in splits)
     return train, validation, test
 

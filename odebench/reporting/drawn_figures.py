@@ -1,5 +1,6 @@
 """Figures that do not compare lines: NFE by epoch and tolerance, and errors of gradients."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from odebench.plots.dot_plot import dot_plot
 from odebench.plots.heat_map import HeatMap, heat_maps
 from odebench.reporting.evaluations import TOLERANCE
 from odebench.reporting.lines import MAX_PANELS, MissingDataError, split_into_lines
+from odebench.reporting.published import steps_per_epoch
 from odebench.reporting.runs import RunCollection, RunGroup, read_rows
 
 MAX_EPOCHS = 30  # columns; more epochs are joined
@@ -74,12 +76,12 @@ def _nfe_panel(label: str, groups: Iterable[RunGroup]) -> Panel:
 
 def _nfe_by_epoch(group: RunGroup) -> dict[int, list[float]]:
     """Epoch, from 1 -> the logged forward NFE of its steps in all runs of the group."""
-    steps_per_epoch = group.mean("best/step") / group.mean("best/epoch")
     found: dict[int, list[float]] = {}
-    for run in group.runs if steps_per_epoch > 0 else ():
-        for row in read_rows(run):
+    for run in group.runs:
+        steps = steps_per_epoch(run)
+        for row in read_rows(run) if steps > 0 else ():
             if "nfe/forward" in row:
-                found.setdefault(int(np.ceil(row["step"] / steps_per_epoch)), []).append(row["nfe/forward"])
+                found.setdefault(math.ceil(row["step"] / steps), []).append(row["nfe/forward"])
     return found
 
 

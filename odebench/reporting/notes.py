@@ -49,6 +49,11 @@ def caveats(collection: RunCollection) -> list[str]:
         lines.append(
             f"{plural(repeated, 'run')} with a repeated seed in its group: the standard deviation is underestimated"
         )
+    if prolonged := sum(run.was_prolonged for group in done for run in group.done_runs):
+        lines.append(
+            f"{plural(prolonged, 'run')} made longer on the way: the learning rate is not that of one training of this "
+            "length"
+        )
     unfinished = [
         tag
         for tag in headline_tags(collection)

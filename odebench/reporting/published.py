@@ -114,9 +114,9 @@ def training_fraction(run: Run) -> float | None:
 
 
 def steps_per_epoch(run: Run) -> float:
-    """Training steps in an epoch; NaN if unknown."""
-    epoch = run.value("best/epoch")
-    return run.value("best/step") / epoch if epoch else math.nan
+    """Training steps in an epoch, a whole number; NaN if unknown."""
+    step, epoch = run.value("best/step"), run.value("best/epoch")
+    return float(round(step / epoch)) if epoch > 0 and math.isfinite(step) else math.nan
 
 
 def is_partial_budget(fraction: float | None) -> bool:

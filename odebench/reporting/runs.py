@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,8 @@ from odebench.record.reader import (
     read_overview,
     warn_of_dropped_lines,
 )
+
+log = logging.getLogger(__name__)
 
 BENCH_HEADER = "work,family,library"
 # Settings that choose fixed steps.
@@ -59,6 +62,15 @@ class Run:
         """The commit of odebench that it ran, with a + if there were other changes; "" outside a checkout."""
         git = self.overview.manifest.get("git") or {}
         return f"{git['commit'][:10]}{'+' * git['dirty']}" if git.get("commit") else ""
+
+    @property
+    def was_prolonged(self) -> bool:
+        """Whether its length was changed on the way, under a schedule that depends on the length."""
+        resumed = self.overview.manifest.get("resumed", [])
+        if not resumed or self.settings.get("schedule.name") not in ("one_cycle", "cosine"):
+            return False
+        settings = [one["settings"] for one in (self.overview.manifest, *resumed) if "settings" in one]
+        return len({(one["trainer"]["epochs"], one["trainer"]["iterations"]) for one in settings}) > 1
 
     @property
     def objective(self) -> str:
@@ -248,6 +260,8 @@ def read_rows(run: Run) -> list[Row]:
 def read_evaluations(run: Run) -> list[Row]:
     """Read the evaluations of a run, each with its "solver", "tol" and "gradient".
 
+    Leaves out, with a warning, those of other weights than the run's best ones, which it had before it was resumed.
+
     Adds "resolution", the tolerance, or the number or the size of fixed steps; and "others", the other overrides of the
     command line, and the samples used if they are not the whole validation split.
     """
@@ -257,8 +271,14 @@ def read_evaluations(run: Run) -> list[Row]:
         "tol": settings.get("eval_tol") or settings.get("tol"),
         "gradient": settings.get("gradient.name"),
     }
+    lines = [*_evaluation_lines(run.path / layout.EVALUATIONS)]
+    best = run.overview.summary.get("best/step") or next((row.get("weights_step") for row in lines[::-1]), None)
+    current = [row for row in lines if row.get("weights_step") in (None, best)]
+    if len(current) < len(lines):
+        num = len(lines) - len(current)
+        log.warning("%s: omitted the evaluations of weights that it no longer has (%d)", run.path, num)
     found = []
-    for row in _evaluation_lines(run.path / layout.EVALUATIONS):
+    for row in current:
         given = dict(one.split("=", 1) for one in row["overrides"])
         evaluation = defaults | {key: given[key] for key in defaults if key in given} | row
         evaluation["tol"] = number(evaluation["tol"]) if isinstance(evaluation["tol"], str) else evaluation["tol"]

@@ -148,8 +148,8 @@ class TrainingState:
             os.replace(previous, path)
 
 
-def load_weights(model: nn.Module, path: Path, model_name: str, content: Mapping[str, Any] | None = None) -> None:
-    """Load a checkpoint's weights into a model.
+def load_weights(model: nn.Module, path: Path, model_name: str, content: Mapping[str, Any] | None = None) -> int | None:
+    """Load a checkpoint's weights into a model. Returns the step of best weights; None if it is unknown.
 
     content: the checkpoint, if it has been read already. Raises UsageError if the file is missing or is not a
     checkpoint, or if a weight is NaN or infinite. If the weights are of another model, the error names the setting
@@ -165,6 +165,7 @@ def load_weights(model: nn.Module, path: Path, model_name: str, content: Mapping
     for name, weights in model.named_parameters():
         if not weights.isfinite().all():
             raise UsageError(f"{path}: {name} holds NaN or infinities; restore the file, or train the run again")
+    return content.get("step")
 
 
 def _read_progress(numbers: Mapping[str, Any]) -> Progress:

@@ -44,11 +44,15 @@ DATA_SHARING_IMAGES = {"mnist", "mnist5k"}
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A trained run: its folder, its settings, and its task with the data and the trained model."""
+    """A trained run: its folder, its settings, and its task with the data and the trained model.
+
+    weights_step: the training step of the model's weights, the best on validation; None if it is unknown.
+    """
 
     path: Path
     settings: Settings
     task: Task
+    weights_step: int | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -91,7 +95,7 @@ def build_trained_run(saved: SavedRun, settings: Settings) -> TrainedRun:
     _check_data(saved.settings, settings)
     with torch.random.fork_rng([]):  # drawing initial weights must not change the caller's random state
         task = build_task(settings, choose_device(settings.device))
-    load_best_weights(task.model, saved.record, settings)
+    weights_step = load_best_weights(task.model, saved.record, settings)
     task.model.eval()
     if settings.evaluation_solver.compile == "solve":
         task.eval_solve = ConfiguredSolver(settings.evaluation_solver, settings.gradient, settings.extensions, False)
@@ -99,7 +103,7 @@ def build_trained_run(saved: SavedRun, settings: Settings) -> TrainedRun:
     if set(names) == DATA_SHARING_IMAGES:
         line = "data=%s shares images with data=%s of the training; only the test images of data=mnist are surely new"
         log.warning(line, *names)
-    return TrainedRun(saved.record.path, settings, task)
+    return TrainedRun(saved.record.path, settings, task, weights_step)
 
 
 def read_trained_run(path: Path | str) -> SavedRun:
@@ -124,14 +128,16 @@ def read_trained_run(path: Path | str) -> SavedRun:
     return SavedRun(replace(run, settings=completed), read_saved(completed, run.path / layout.SETTINGS))
 
 
-def load_best_weights(model: nn.Module, run: RunRecord, requested: Settings) -> None:
-    """Load the best weights of a run into a model that was built with the requested settings.
+def load_best_weights(model: nn.Module, run: RunRecord, requested: Settings) -> int | None:
+    """Load the best weights of a run into a model that was built with the requested settings; return their step.
 
+    The step is None if it is unknown.
     Raises UsageError as ``load_weights`` does. If the weights do not fit, the error names the settings that differ.
     """
     path = run.path / layout.BEST_CHECKPOINT
     try:
-        load_weights(model, path, requested.model.name)
+        step = load_weights(model, path, requested.model.name)
+        return run.summary.get("best/step") if step is None else step
     except UsageError as error:
         if "model" not in error.settings:
             raise
@@ -228,6 +234,7 @@ def append_evaluation(
         "overrides": overrides,
         "split": split,
         "limit": limit,
+        "weights_step": run.weights_step,
         "solver": solver.name,
         "tol": None if solver.fixed else tol,
         **metrics,

@@ -63,6 +63,17 @@ def test_power_is_shuffled_and_split_by_the_published_seed_and_normalised_withou
     np.testing.assert_allclose(joined(data.train, data.validation).std(0), 1, atol=1e-6)
 
 
+def test_a_table_that_cannot_be_normalised_is_named(tmp_path):
+    path = tmp_path / "miniboone" / "data.npy"
+    table = normal(NUM, 43)
+    table[:, 2] = 1.5
+    save(tmp_path, "miniboone/data.npy", table)
+    line = f"{path}: column 3 of those that are used is constant or not finite"
+    assert error_line(tabular.miniboone, tmp_path) == line
+    save(tmp_path, "miniboone/data.npy", table[:5])
+    assert error_line(tabular.miniboone, tmp_path).startswith(f"{path} has 5 rows, too few for training")
+
+
 def test_power_drops_two_columns_and_adds_noise_of_the_size_of_the_last_digit(tmp_path):
     sizes = np.array([0.001, 0, 0.01, 0, 1, 1, 1, 0.0])
     high = normal(NUM, 8) > 0

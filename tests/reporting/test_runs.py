@@ -177,6 +177,15 @@ def test_evaluations_have_solver_and_tolerance_and_incomplete_lines_are_skipped(
     assert caplog.messages == [f"{path / 'evaluations.jsonl'}: 8 damaged or incomplete lines are left out"]
 
 
+def test_evaluations_of_earlier_weights_are_omitted(record, runs, caplog):
+    path = record(summary={"best/step": 200})
+    rows = [{"overrides": [], "tol": tol, "weights_step": step} for tol, step in ((0.1, 20), (0.2, None), (0.3, 200))]
+    (path / "evaluations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run,) = collect_runs([runs]).runs
+    assert [row["tol"] for row in read_evaluations(run)] == [0.2, 0.3]
+    assert caplog.messages == [f"{path}: omitted the evaluations of weights that it no longer has (1)"]
+
+
 def test_evaluations_of_other_samples_are_labelled(record, runs):
     path = record()
     of = [{}, {"split": "validation", "limit": None}, {"split": "test"}, {"split": "validation", "limit": 1000}]

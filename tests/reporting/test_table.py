@@ -1,3 +1,4 @@
+import copy
 import csv
 import json
 import math
@@ -173,6 +174,17 @@ def test_notes_count_runs_and_merge_failure_reasons(record, runs):
     (reason,) = [line for line in notes.failure_lines(collection) if line.startswith("diverged")]
     assert reason == f"diverged: after step 3: the loss is nan  ({runs / '002'} and 1 more)"
     assert any("1 run with a repeated seed" in line for line in notes.caveats(collection))
+
+
+@pytest.mark.parametrize(("schedule", "is_told"), [("one_cycle", True), ("constant", False)])
+def test_a_run_that_was_made_longer_is_told(schedule, is_told, record, runs):
+    path = record(schedule__name=schedule)
+    manifest = json.loads((path / "manifest.json").read_text())
+    longer = copy.deepcopy(manifest["settings"])
+    longer["trainer"]["epochs"] += 1
+    (path / "manifest.json").write_text(json.dumps(manifest | {"resumed": [{"step": 4}, {"settings": longer}]}))
+    lines = [line for line in notes.caveats(collect_runs([runs])) if line.startswith("1 run made longer")]
+    assert len(lines) == is_told
 
 
 def test_a_note_lists_several_machines(record, runs):

@@ -74,6 +74,7 @@ def test_eval_uses_the_validation_split_by_default(run, capsys):
     assert main(["eval", str(run)]) == 0
     assert "validation accuracy" in capsys.readouterr().out
     assert evaluations(run)[-1]["accuracy"] == read_run(run).summary["best/accuracy"]
+    assert evaluations(run)[-1]["weights_step"] == read_run(run).summary["best/step"]
     assert main(["eval", str(run), "split=test"]) == 0
     assert "test accuracy" in capsys.readouterr().out
     assert evaluations(run)[-1]["split"] == "test"
