@@ -48,25 +48,24 @@ def find_layers(f: Callable[..., Any]) -> tuple[list[str], list[nn.Module]]:
     that a function or a method refers to. ``evaluate_watched`` finds other layers.
     """
     changing, buffered = [], []
-    found = [(name, x) for name, x in referenced_objects(f) if isinstance(x, nn.Module)]
-    if isinstance(f, types.FunctionType):
-        found = [part for name, module in found for part in _used_parts(f.__code__, name, module)]
-    for held, owner in found:
-        layers = _all_layers(owner)
-        buffered += [layer for layer in layers if layer._buffers]
-        suspects = (x for x in layers if isinstance(x, _RANDOM_OR_BUFFERED) or x._forward_pre_hooks)
-        if any(map(_changes_in_training, suspects)):
-            changing += [
-                f"{'.'.join(filter(None, (held, name))) or 'f'} ({type(layer).__name__})"
-                for name, layer in owner.named_modules()
-                if _changes_in_training(layer)
-            ]
+    for held, whole in referenced_objects(f):
+        for path, owner in _used_parts(f, held, whole) if isinstance(whole, nn.Module) else ():
+            layers = _all_layers(owner)
+            buffered += [layer for layer in layers if layer._buffers]
+            suspects = (x for x in layers if isinstance(x, _RANDOM_OR_BUFFERED) or x._forward_pre_hooks)
+            if any(map(_changes_in_training, suspects)):
+                changing += [
+                    f"{'.'.join(filter(None, (path, name))) or 'f'} ({type(layer).__name__})"
+                    for name, layer in owner.named_modules()
+                    if _changes_in_training(layer)
+                ]
     return changing, buffered
 
 
-def _used_parts(code: types.CodeType, name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The layers of a module that code with this name for it uses; the module itself if it may use all of them."""
-    if (used := _attributes_used(code, name)) is None:
+def _used_parts(f: Any, name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The layers of a module that a function f with this name for it uses; the module itself if f may use them all."""
+    used = _attributes_used(f.__code__, name) if isinstance(f, types.FunctionType) else None
+    if used is None:
         return [(name, module)]
     found: list[tuple[str, Any]] = []
     plain = {*module._parameters, *(key for key, x in vars(module).items() if not callable(x))} - {"_modules"}

@@ -63,7 +63,10 @@ class SentRun:
         return str(self.overview.setting("name") or self.overview.path.resolve().name)
 
     def steps_after(self, last: int) -> list[int]:
-        """The steps that a tracker lacks if `last` is the last one that it has."""
+        """The steps that a tracker lacks if `last` is the last one that it has; warns if the record ends before it."""
+        if last > max(self.rows):
+            line = "%s was resumed before step %d, which the tracker has; delete the run there, and export it again"
+            log.warning(line, self.overview.path, last)
         return [step for step in self.rows if step > last]
 
 

@@ -313,7 +313,8 @@ def _train_and_test(
         result = end(DONE, "done")
     except Diverged as error:
         message = f"after step {progress.step}: {error}"
-        log.error("diverged %s (record in %s)", message, folder)
+        hint = f"; test the best weights with: odebench eval {shlex.quote(str(folder))} split=test"
+        log.error("diverged %s (record in %s)%s", message, folder, hint if progress.best_step else "")
         return end(DIVERGED, "diverged", message=message)
     except KeyboardInterrupt:
         log.warning("stopped at once; %s", resume_hint)

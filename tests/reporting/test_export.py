@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from matplotlib.figure import Figure
@@ -218,6 +219,14 @@ def test_mlflow_gets_changed_tags_and_a_line_says_that_parameters_stay(run, caps
     (sent,) = client.search_runs([client.get_experiment_by_name(run.parent.name).experiment_id])
     assert (sent.data.tags["tags"], sent.data.params["tol"]) == ("best", "0.01")
     assert send(run, "mlflow", capsys) == "no new steps"
+
+
+def test_a_run_that_was_resumed_before_what_a_tracker_has_is_told(caplog):
+    sent = export.SentRun(SimpleNamespace(path="outputs/run"), "id", {}, {10: {}, 20: {}}, {}, [])
+    assert sent.steps_after(10) == [20]
+    assert not caplog.messages
+    assert sent.steps_after(100) == []
+    assert caplog.messages[0].startswith("outputs/run was resumed before step 100, which the tracker has; delete")
 
 
 def test_a_tracker_that_is_missing_or_unknown_or_gets_no_runs_gives_one_line(run, capsys, monkeypatch, tmp_path):

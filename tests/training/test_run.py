@@ -330,7 +330,7 @@ def test_new_labels_of_a_finished_run_train_nothing(train, capsys):
     assert (folder / "checkpoints" / "last.pt").read_bytes() == checkpoint
 
 
-def test_a_nan_ends_the_run_as_diverged_with_the_last_good_checkpoint(train, monkeypatch):
+def test_a_nan_ends_the_run_as_diverged_with_the_last_good_checkpoint(train, monkeypatch, caplog):
     evaluate = ClassificationTask.loss
 
     def loss(self, batch):
@@ -343,6 +343,7 @@ def test_a_nan_ends_the_run_as_diverged_with_the_last_good_checkpoint(train, mon
     status = read_run(result.folder).status
     assert (result.exit_code, status["status"], status["step"]) == (3, "diverged", 6)
     assert "the loss is nan" in status["message"]
+    assert f"test the best weights with: odebench eval {result.folder} split=test" in caplog.text
     saved = weights(result.folder)
     assert all(tensor.isfinite().all() for tensor in saved.values())
 
