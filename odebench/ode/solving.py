@@ -166,7 +166,7 @@ def prepare(problem: InitialValueProblem, plan: SolvePlan, mode: GradientMode, d
     check_combination(problem, plan, mode, detector is not None)
     problem.checks_first = plan.compile == "solve"
     if transform_active():
-        _check_transforms(problem, plan, mode)
+        _check_transforms(problem, plan, mode, detector is not None)
     if not needs_derivative(problem.t) or (mode.name == "backprop" and grid_moves(problem, plan, detector)):
         return
     problem.first_output = problem.y0
@@ -199,7 +199,7 @@ def finish(
     return Solution(problem.t, problem.unflatten(states), problem.stats, outcome, dense=dense, events=events)
 
 
-def _check_transforms(problem: InitialValueProblem, plan: SolvePlan, mode: GradientMode) -> None:
+def _check_transforms(problem: InitialValueProblem, plan: SolvePlan, mode: GradientMode, has_events: bool) -> None:
     """Raise ValueError if the solve would lose derivatives under ``torch.func`` or forward-mode differentiation."""
     method = plan.method
     if isinstance(method, ImplicitTableau | Rosenbrock | SciPyMethod):
@@ -221,6 +221,11 @@ def _check_transforms(problem: InitialValueProblem, plan: SolvePlan, mode: Gradi
         raise ValueError(
             "step sizes cannot be chosen under torch.func.vmap, which hides the error estimate: give steps or "
             "step_size, or solve the whole batch with stepping='per_sample'"
+        )
+    if has_events:
+        raise ValueError(
+            "events read values that torch.func.vmap hides: solve the whole batch with stepping='per_sample', or leave "
+            "event out"
         )
     if not isinstance(method, Tableau) and not (isinstance(method, FixedOrderAdams) and not method.implicit):
         raise ValueError(
@@ -269,7 +274,7 @@ def find_controller(controller: str | Controller) -> Controller:
     """Look up a controller by name. Raises ValueError for an unknown name."""
     if isinstance(controller, Controller):
         return controller
-    if controller not in CONTROLLERS:
+    if not isinstance(controller, str) or controller not in CONTROLLERS:
         raise ValueError(f"unknown controller {controller!r}; the controllers are {', '.join(CONTROLLERS)}")
     return CONTROLLERS[controller]
 

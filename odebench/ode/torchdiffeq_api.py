@@ -186,7 +186,7 @@ def odeint_event(
 
 
 def _has_one_time(t: Tensor, event_fn: Any) -> bool:
-    if event_fn is not None and len(t) != 2:
+    if event_fn is not None and isinstance(t, Tensor) and len(t) != 2:
         raise ValueError(f"We require len(t) == 2 when in event handling mode, but got len(t)={len(t)}.")
     return isinstance(t, Tensor) and t.dim() == 1 and len(t) == 1
 

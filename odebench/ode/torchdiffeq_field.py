@@ -28,7 +28,8 @@ class CoercedField(nn.Module):
         """Return dy/dt in the structure, shapes and dtype of y, if possible; InitialValueProblem refuses the rest."""
         rate = self.func(t, y)
         if self._tuple:
-            if len(rate) != len(self._like):
+            tensors = isinstance(rate, tuple | list) and all(isinstance(part, Tensor) for part in rate)
+            if not tensors or len(rate) != len(self._like):
                 return rate
             # torchdiffeq joins the tensors into one vector: a single number broadcasts to it.
             broadcast = len(rate) == 1 and rate[0].numel() == 1

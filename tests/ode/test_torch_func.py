@@ -68,6 +68,11 @@ def test_vmap_over_steps_that_read_values_raises(method):
         TRANSFORMS["vmap"](lambda w: end(w, method=method, steps=4), W)
 
 
+def test_vmap_over_a_solve_with_an_event_raises():
+    with pytest.raises(ValueError, match=r"events read values that torch.func.vmap hides"):
+        TRANSFORMS["vmap"](lambda w: end(w, method="rk4", steps=4, event=lambda t, y: y.sum() - 9.0), W)
+
+
 def rows(w, **how):
     return solve(
         lambda t, y, w: -w * torch.sin(y),
