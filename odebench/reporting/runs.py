@@ -115,12 +115,14 @@ class RunGroup:
         return mean_and_std(self.values(tag))[1]
 
     def values(self, tag: str) -> list[float]:
-        """Values of the completed runs, NaN for one that lacks the tag; none if all of them lack it.
-
-        A run whose summary is damaged is left out.
-        """
-        runs = [run for run in self.done_runs if any(map(layout.is_summary_tag, run.overview.summary))]
+        """Values of the completed runs, NaN for one that lacks the tag; none if all of them lack it."""
+        runs = self._runs_with_results
         return [run.value(tag) for run in runs] if any(tag in run.overview.summary for run in runs) else []
+
+    @cached_property
+    def _runs_with_results(self) -> list[Run]:
+        """The completed runs, without those whose summary is damaged."""
+        return [run for run in self.done_runs if any(map(layout.is_summary_tag, run.overview.summary))]
 
 
 def mean_and_std(numbers: Sequence[float]) -> tuple[float, float]:
