@@ -115,7 +115,9 @@ class Measurement:
 
     @property
     def interval(self) -> Interval:
-        """The 95 % interval."""
+        """The 95 % interval; of accuracies and AUCs between 0 and 1."""
+        if self.tag.endswith(("accuracy", "auc")):
+            return Interval(*(min(max(end, 0.0), 1.0) for end in self.scaled_interval))
         if not self.is_error:
             return self.scaled_interval
         # Errors of 0 make an interval of logarithms that ends beyond the largest number.

@@ -33,6 +33,13 @@ def test_the_interval_over_seeds_is_that_of_scipy():
     assert not math.isfinite(measured(RMSE, SEEDS[:1]).interval.half_width)
 
 
+def test_the_interval_of_an_accuracy_ends_at_1():
+    low, high = measured(ACCURACY, (0.996, 0.9949), samples=10_000).interval
+    assert 0.98 < low < 0.99
+    assert high == 1.0
+    assert not math.isfinite(measured(AUC, (0.9,)).interval.high)
+
+
 def test_the_interval_of_an_error_is_that_of_its_logarithm():
     for tag in (RMSE, "final/test_mse", "final/test_mse_per_feature", "final/test_rate_rmse", "output_error"):
         logs = np.log(SEEDS)
