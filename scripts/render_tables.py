@@ -34,6 +34,7 @@ from reproduction_tables import (
     rewrite_verdicts,
     solver_table,
     trained_in_full,
+    training_table,
     width_table,
 )
 
@@ -48,10 +49,12 @@ ABSOLUTE = ", absolute error"  # ends the names of figure3's rows with an absolu
 # The files that `odebench reproduce` wrote, in the order of the page, and how the page shows each as a table.
 REPRODUCED = {
     "table1": partial(
-        result_table, numbers=("final/test_accuracy", "final/nfe_forward", "final/peak_mib", "final/step_ms")
+        result_table,
+        numbers=("final/test_accuracy", "final/nfe_forward", "nfe_growth", "final/peak_mib", "final/step_ms"),
     ),
     "table1-tiny": None,
     "figure3": None,
+    "figure3-tiny": None,
     "figure4": width_table,
     "figure5": partial(pivot_table, numbers=[NLL], separator=": "),
     "figure5-small": None,
@@ -73,6 +76,7 @@ REPRODUCED = {
 # The page in docs/reproduced of a file that has none of its own name.
 PAGES = {
     "table1-tiny": "table1",
+    "figure3-tiny": "figure3",
     "figure5-small": "figure5",
     "ffjord-toy-full": "ffjord-toy",
     "spirals": "table2",
@@ -147,7 +151,11 @@ def reproduction_pages() -> dict[Path, dict[str, str]]:
     found[DOCS / "reproduced" / "table1.md"]["seeds"] = result_table(
         results.read("table1-tiny"), ("final/test_accuracy", "final/nfe_forward", "nfe_growth", "final/step_ms")
     )
-    found[DOCS / "reproduced" / "figure3.md"]["backward"] = backward_table(results.read("figure3"))
+    long, short = results.read("figure3"), results.read("figure3-tiny")
+    found[DOCS / "reproduced" / "figure3.md"] |= {
+        "backward": backward_table(long),
+        "training": training_table([short, long]),
+    }
     found[DOCS / "reproduced" / "scope.md"] |= {
         "cost": cost_table(results.read("cnf-cost")),
         "paths": with_file("paths", paths_table),

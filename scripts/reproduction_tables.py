@@ -349,15 +349,13 @@ def cost_table(rows: Sequence[Row]) -> str:
     return markdown(["M", "parameters", "MFLOPs", "MFLOPs / M"], lines)
 
 
-def training_table(trainings: Mapping[str, Sequence[Row]]) -> str:
-    """The table for Figure 3d: forward NFE of `dopri5` at each tolerance, a column for each training by its title."""
-    found = {title: by_row(rows) for title, rows in trainings.items()}
-    names = [name for name in next(iter(found.values())) if re.fullmatch("dopri5 at [^,]+", name)]
-    lines = [
-        [name.partition(" at ")[2], *(result_cell(its.get(name, {}), "nfe_forward") for its in found.values())]
-        for name in names
-    ]
-    return markdown(["tol", *found], lines)
+def training_table(trainings: Sequence[Sequence[Row]]) -> str:
+    """The table for Figure 3d: forward NFE of `dopri5` at each tolerance, a column for each training."""
+    found = [by_row(rows) for rows in trainings]
+    names = [name for name in found[0] if re.fullmatch("dopri5 at [^,]+", name)]
+    header = ["`dopri5`, NFE forward", *(f"after {shares(rows)[0]} of the training" for rows in trainings)]
+    lines = [[name.partition(" at ")[2], *(result_cell(its[name], "nfe_forward") for its in found)] for name in names]
+    return markdown(header, lines)
 
 
 def solver_table(rows: Sequence[Row]) -> str:
