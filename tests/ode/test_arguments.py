@@ -155,11 +155,16 @@ def test_the_method_of_a_backward_solve(method):
         ({"method": "rk4", "options": {"step_size": 0}}, "step_size must be positive"),
         ({"method": "rk4", "options": {"grid_constructor": 3}}, "grid_constructor must be a function"),
         ({"rtol": "a"}, "rtol must be a number"),
-        ({"t": 3.0, "event_fn": lambda t, y: y[0]}, "`t` must be a floating point Tensor but is a float"),
-        ({"y0": (Y0, Y0), "func": lambda t, y: None}, r"f\(t, y\) must return the structure of y"),
-        (
+        pytest.param(
+            {"t": 3.0, "event_fn": lambda t, y: y[0]}, "`t` must be a floating point Tensor but is a float", id="time"
+        ),
+        pytest.param(
+            {"y0": (Y0, Y0), "func": lambda t, y: None}, r"f\(t, y\) must return the structure of y", id="no result"
+        ),
+        pytest.param(
             {"y0": (Y0, Y0), "func": lambda t, y: (1.0, 2.0)},
             r"must return tensors of y's shape: \(2,\) expected, got float",
+            id="numbers",
         ),
         ({"adjoint_options": 3}, "adjoint_options must be a dictionary"),
         ({"adjoint_options": {"norm": "semi"}}, r"adjoint_options\['norm'\] must be a function"),
