@@ -60,11 +60,9 @@ def expand_valid(
     for grid in grids:
         values = [(one.partition("=")[0], _expand_override(one, config_dir, check_reserved, errors)) for one in grid]
         given = Counter(key for key, _ in values)
-        errors += [
-            f"{key} is given {num} times; give all its values at once: {key}=A,B"
-            for key, num in given.items()
-            if num > 1
-        ]
+        # Of single values the last one counts, as in Hydra.
+        repeated = dict.fromkeys(key for key, found in values if len(found) > 1 and given[key] > 1)
+        errors += [f"{key} is given {given[key]} times; give all its values at once: {key}=A,B" for key in repeated]
         invalid_keys = {key for key, found in values if not found}
         valid = [found for key, found in values if found and key.partition(".")[0] not in invalid_keys]
         if (num := math.prod(map(len, valid))) > MAX_JOBS:

@@ -65,6 +65,7 @@ def test_a_value_given_twice_is_two_equal_jobs():
 def test_a_key_given_twice_raises_an_error():
     (message,) = errors(expand, [["tol=1e-2,1e-3", "seed=0", "tol=1e-4"]])
     assert message == "tol is given 2 times; give all its values at once: tol=A,B"
+    assert expand([["tol=1e-3", "tol=1e-4"]]) == [["tol=1e-3", "tol=1e-4"]]
 
 
 def test_every_invalid_override_is_reported():
