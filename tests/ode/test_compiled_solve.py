@@ -268,6 +268,21 @@ def test_an_f_that_changes_its_layer_and_changes_back(captured, options):
         assert_equal_gradients(f, **options)
 
 
+@pytest.mark.parametrize("between", ["checkpoint", "no gradient"])
+def test_an_f_that_changes_its_layer_in_a_solve_of_another_kind(captured, between):
+    f, fixed = Layers(), {"method": "euler", "steps": 2}
+    assert_equal_gradients(f, **fixed)
+    f.index = 1
+    if between == "checkpoint":
+        assert_equal_gradients(f, gradient="checkpoint", **fixed)
+    else:
+        with torch.no_grad():
+            solve(f, torch.ones(1, 2, dtype=torch.float64), (0.0, 1.0), compile="solve", **fixed)
+    for index in (1, 0, 1):
+        f.index = index
+        assert_equal_gradients(f, **fixed)
+
+
 @pytest.mark.parametrize("options", [{}, {"method": "rk4", "steps": 4}, {"gradient": "checkpoint"}], ids=str)
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_a_parameter_that_is_frozen_before_the_backward_pass(uncompiled, frozen, options):

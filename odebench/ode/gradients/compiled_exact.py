@@ -1,5 +1,6 @@
 """The exact gradient of a compiled solve, which evaluates f again in a compiled loop back over the steps."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Sequence
@@ -53,7 +54,7 @@ def solve_with_exact_gradient(mode: EagerMode, solve: ForwardSolve) -> Integrati
     mode: solves eagerly if torch cannot compile this solve, after one warning with the reason.
     """
     if not torch.is_grad_enabled():
-        return solve.result()
+        return _solve_without_gradient(solve)
     problem, plan = solve.problem, solve.plan
     nfe = problem.stats.nfe
     try:
@@ -65,27 +66,49 @@ def solve_with_exact_gradient(mode: EagerMode, solve: ForwardSolve) -> Integrati
         return mode.solve_with_gradient(dataclasses.replace(solve, plan=dataclasses.replace(plan, compile=False)))
 
 
+def _solve_without_gradient(solve: ForwardSolve) -> IntegrationResult:
+    graphs = num_graphs()
+    result = solve.result()
+    if graphs != num_graphs():  # The code of f may have changed: a later solve finds this graph, and no new one.
+        with contextlib.suppress(NotCompiledError):
+            _find_parameters("backprop", solve.problem, _graphs_of(solve))
+    return result
+
+
+def _graphs_of(solve: ForwardSolve) -> SolveGraphs:
+    problem, plan = solve.problem, solve.plan
+    return find_fixed_graphs(problem, plan) if plan.grid else find_compiled_solve(problem, plan, keep=True)
+
+
+def _find_parameters(
+    mode: str, problem: InitialValueProblem, compiled: SolveGraphs
+) -> tuple[list[Tensor], UsedParameters]:
+    """Evaluate f once to find the tensors with a gradient that it uses. Notes whether they are those of before."""
+    nfe, before = problem.stats.nfe, compiled.used
+    if mode == "backprop":
+        parameters = _captured_tensors(problem, compiled)
+    else:
+        parameters = first_evaluation(problem, mode).parameters
+    problem.stats.nfe = nfe
+    names = names_of([x for x in parameters if x.requires_grad], compiled.module)
+    if names is None:
+        compiled.forward.refuse(NO_PARAMETER)
+    if before is not None and before.tensors() is not None and set(names) != set(before.names):
+        compiled.is_steady = False
+    compiled.used = UsedParameters(compiled.module, names)
+    return parameters, compiled.used
+
+
 def _solve(mode: str, solve: ForwardSolve) -> IntegrationResult:
     problem, plan, nfe = solve.problem, solve.plan, solve.problem.stats.nfe
-    compiled: SolveGraphs
-    compiled = find_fixed_graphs(problem, plan) if plan.grid else find_compiled_solve(problem, plan, keep=True)
-    used = before = compiled.used if mode == "backprop" else None
-    known = before.tensors() if before else None
+    compiled = _graphs_of(solve)
+    used, known = compiled.used, compiled.used.tensors() if compiled.used else None
     sizes = (len(problem.times), problem.y0.shape, *(arg.shape for arg in problem.args))
-    parameters = known if compiled.is_steady and sizes in compiled.known_sizes else None
+    parameters = known if mode == "backprop" and compiled.is_steady and sizes in compiled.known_sizes else None
     graphs: int | None = num_graphs()
     if used is None or parameters is None:
-        if mode == "backprop":
-            parameters = _captured_tensors(problem, compiled)
-        else:
-            parameters = first_evaluation(problem, mode).parameters
-        problem.stats.nfe, graphs = nfe, None
-        names = names_of([x for x in parameters if x.requires_grad], compiled.module)
-        if names is None:
-            compiled.forward.refuse(NO_PARAMETER)
-        used = UsedParameters(compiled.module, names)
-        if before is not None and known is not None and names != before.names:
-            compiled.is_steady = False
+        parameters, used = _find_parameters(mode, problem, compiled)
+        graphs = None
     moves = mode == "backprop" and grid_moves(problem, plan, None)
     differentiable = moves or any(x.requires_grad for x in (problem.y0, *problem.args, *parameters))
     if not differentiable:
@@ -94,9 +117,7 @@ def _solve(mode: str, solve: ForwardSolve) -> IntegrationResult:
         result = _solve_fixed(problem, FixedSolve(problem, plan, compiled, moves), parameters, used.names)
     else:
         result = run_with_backward(_ExactGradient, solve, CapturedTensors(parameters, None, None), used.names)
-    if mode == "backprop":
-        compiled.used = used
-        compiled.known_sizes = {sizes} if known is None else compiled.known_sizes | {sizes}
+    compiled.known_sizes = {sizes} if known is None else compiled.known_sizes | {sizes}
     if graphs is not None and graphs != num_graphs():
         # The code of f has changed, and may use other tensors.
         problem.stats, compiled.is_steady = Stats(nfe=nfe), False
